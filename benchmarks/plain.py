@@ -43,7 +43,7 @@ class Moved(NamedTuple):
 class World(Protocol):
     """Copies that take chunks of actions: ``Ticks``, or an owner of a ``Collector``."""
 
-    def play(self, actions: np.ndarray, alive: np.ndarray, gamma: float) -> Any:
+    def step_chunk(self, actions: np.ndarray, alive: np.ndarray, gamma: float) -> Any:
         """A chunk [B, T_a, d] in every copy."""
         ...
 
@@ -58,7 +58,7 @@ class Ticks:
         """New episodes."""
         return np.asarray(self.world.reset(seed=seeds)[0])
 
-    def play(self, actions: np.ndarray, alive: np.ndarray, gamma: float) -> Moved:
+    def step_chunk(self, actions: np.ndarray, alive: np.ndarray, gamma: float) -> Moved:
         """A chunk stops where its episode ends; a new one begins after the chunk."""
         n = len(actions)
         going, reward, length = alive.copy(), np.zeros(n), np.zeros(n, np.int64)
@@ -210,7 +210,7 @@ def learn(policy: Policy, world: World, obs: Tensor, a: Any, rng: Rng, cut: int 
                     x = run(frozen, first, early, x, cond, rng)[-1]
                 states[t] = torch.stack(run(net, last, late, x, cond, rng), 1)
                 action = codec.decode(states[t, :, -1]).numpy()
-                moved = world.play(action, alive, a.gamma)
+                moved = world.step_chunk(action, alive, a.gamma)
                 seen[t], after[t] = cond, codec.condition(torch.from_numpy(moved.after.astype(np.float32)))
                 reward[t], length[t] = torch.from_numpy(moved.reward), torch.from_numpy(moved.length)
                 over[t] = torch.from_numpy(moved.terminated)

@@ -55,7 +55,7 @@ def pages() -> Mapping[str, str]:
         for name, r in tested.items()
         if r is not None
     ]
-    stale = {r["name"]: bool(ledger.stale(r["name"])) for r in records}
+    stale = {r["name"]: bool(ledger.is_stale(r["name"])) for r in records}
     return {
         "recipes/index.md": docs_recipes.index(cards),
         "tasks.md": docs_recipes.task_page(cards),

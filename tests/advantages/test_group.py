@@ -139,7 +139,7 @@ def test_screen_names_the_sample_and_refuses_a_broken_reward():
     with pytest.raises(InvalidInputError, match=r"2 of 6.*reward\[0, 2\] = nan.*reward\[1, 0\] = -inf"):
         mask_invalid_rewards(reward)
     with pytest.raises(InvalidInputError, match="more than the allowed share"):
-        mask_invalid_rewards(reward, "drop", most=0.3)
+        mask_invalid_rewards(reward, "drop", max_invalid_share=0.3)
     with pytest.raises(InvalidInputError, match="Did you mean 'drop'"):
         mask_invalid_rewards(reward, "drops")  # type: ignore[arg-type]
 

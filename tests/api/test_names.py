@@ -18,6 +18,8 @@ BANNED = set(
     "learned held trained "
     "alone broken sick stuff things aim slip gone got taken grown thrown shaken sent left lost won "
     "built spare lean raw "
+    "suits tell tick surprise blank shown alike odd tiny unseen unfit sudden chosen grows needs fits few every inside "
+    "spent halves ink dots reach fresh hand decides toward moves rose stages spread across play begin shut once "
     "suited some many most least which where when why how again back away".split()
 )
 """words that say nothing of what a function returns"""

@@ -70,7 +70,7 @@ def train(a, keep):
             os.kill(os.getpid(), signal.SIGINT)
         keep.best(policy, it)
         yield {"score": float(it + OFFSET)}
-    keep.last(policy)
+    keep.save_last(policy)
 '''
 
 PROTOCOL = """

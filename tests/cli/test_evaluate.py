@@ -17,7 +17,7 @@ from denoiserl.core.rng import Rng
 from denoiserl.data.demos import Demonstrations
 from denoiserl.envs import Collector
 from denoiserl.envs.by_name import environment
-from denoiserl.envs.frame_stack import ObservationHistory, newest, shown
+from denoiserl.envs.frame_stack import ObservationHistory, newest_frame, with_policy_history
 from denoiserl.stats import Interval, bootstrap, hierarchical_bootstrap, paired_interval, t_interval
 from denoiserl.tasks import env as env_task
 from denoiserl.tasks import policies
@@ -131,16 +131,16 @@ def test_a_policy_with_a_history_is_shown_its_last_observations(here: Path):
     make = environment("worlds_of_mine.py:World")
     sees = SimpleNamespace(codec=SimpleNamespace(history=3, sizes={"a": 1, "b": 1}))
     one = SimpleNamespace(codec=SimpleNamespace())
-    assert shown(make, one) is make
-    assert Collector(shown(make, sees), 2).spec.obs == (6,)
-    stacked = shown(make, sees)
-    assert shown(stacked, sees) is stacked, "an environment that shows them already stays as it is"
+    assert with_policy_history(make, one) is make
+    assert Collector(with_policy_history(make, sees), 2).spec.obs == (6,)
+    stacked = with_policy_history(make, sees)
+    assert with_policy_history(stacked, sees) is stacked, "an environment that shows them already stays as it is"
     env = ObservationHistory(make, 3)
     seen = [torch.from_numpy(env.reset(seed=0)[0])] + [torch.from_numpy(env.step([0.0])[0]) for _ in range(3)]
-    assert torch.equal(newest(torch.stack(seen), 3), torch.stack(seen)[:, -2:])
+    assert torch.equal(newest_frame(torch.stack(seen), 3), torch.stack(seen)[:, -2:])
     parts = {"image": torch.arange(24).view(2, 3, 4), "state": torch.arange(6).view(2, 3)}
-    assert newest(parts, 3)["state"].tolist() == [2, 5] and torch.equal(
-        newest(parts, 3)["image"], parts["image"][:, -1]
+    assert newest_frame(parts, 3)["state"].tolist() == [2, 5] and torch.equal(
+        newest_frame(parts, 3)["image"], parts["image"][:, -1]
     )
 
 
@@ -152,7 +152,7 @@ def test_collect_keeps_single_frames_of_a_policy_with_a_history(here: Path, monk
         seen.append(tuple(obs.shape))
         return torch.zeros(len(obs), 1)
 
-    monkeypatch.setattr(collect, "_make_actor", lambda a, env: (act, shown(env, policy), 2))
+    monkeypatch.setattr(collect, "_make_actor", lambda a, env: (act, with_policy_history(env, policy), 2))
     collect.collect(["--env", "worlds_of_mine.py:World", "--policy", "policy", "--out", "kept", "--num-episodes", "3"])
     kept = Demonstrations.load(here / "kept")
     assert seen[0] == (3, 4) and kept.observations.shape == (15, 2)

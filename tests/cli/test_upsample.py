@@ -45,7 +45,7 @@ def test_a_flat_file_becomes_a_larger_one_with_a_report(data, tmp_path, capsys) 
     assert len(made) == 300 and bool((made.action.abs() <= 2).all())
     torch.testing.assert_close(made.obs[:, :2].square().sum(1), torch.ones(300))
     told = json.loads((tmp_path / "big.fidelity.json").read_text())
-    assert told["rows"] == {"made": 300, "training": 180, "held out": 20} and "reward" in told["ks"]
+    assert told["rows"] == {"generated": 300, "training": 180, "held out": 20} and "reward" in told["ks"]
     assert (tmp_path / "big.fidelity.png").read_bytes()[1:4] == b"PNG"
     assert not (tmp_path / "big.hdf5.part").exists()
     assert main(["upsample", str(data), "--out", str(out), *QUICK]) == 2
@@ -66,7 +66,7 @@ def test_the_same_seed_makes_the_same_rows_also_when_it_was_stopped(data, tmp_pa
             raise Pressed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Progress, "tick", press)
+        patch.setattr(Progress, "update", press)
         assert run("half.hdf5") == 130
     assert (tmp_path / "half.hdf5.part").is_dir() and not (tmp_path / "half.hdf5").exists()
     capsys.readouterr()
@@ -81,7 +81,7 @@ def test_minari_stays_minari(tmp_path, capsys) -> None:
     out = tmp_path / "big"
     assert main(["upsample", str(source), "--out", str(out), "--num-rows", "40", "--json", *QUICK]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["format"] == "minari" and told["rows"]["made"] == 40
+    assert told["format"] == "minari" and told["rows"]["generated"] == 40
     made = minari.read_recording(out)
     assert len(made.demos) == 40 and made.low.tolist() == [-2.0] and (out / "fidelity.png").is_file()
 

@@ -84,11 +84,11 @@ def test_the_last_steps_learn_and_the_first_are_frozen_wherever_the_policy_runs(
     assert times(policy) == (TIMES[:frozen], TIMES[frozen:]) and len(chain) == tuned
     policy.generate(OBS, Rng(0))
     assert times(policy) == (TIMES[:frozen], TIMES[frozen:])
-    assert acting.relay(policy, None) == tuned, "those that may learn are all that are not frozen"
+    assert acting.freeze_early_steps(policy, None) == tuned, "those that may learn are all that are not frozen"
     with pytest.raises(InvalidInputError, match=f"the first {frozen} of the policy's 4"):
-        acting.relay(policy, tuned + 1)
+        acting.freeze_early_steps(policy, tuned + 1)
     if tuned > 1:
-        assert acting.relay(policy, tuned - 1) == tuned - 1, "and of these some may be frozen in turn"
+        assert acting.freeze_early_steps(policy, tuned - 1) == tuned - 1, "and of these some may be frozen in turn"
         times(policy)
         policy.generate(OBS, Rng(0))
         assert times(policy)[1] == TIMES[frozen + 1 :]
@@ -97,11 +97,14 @@ def test_the_last_steps_learn_and_the_first_are_frozen_wherever_the_policy_runs(
 def test_a_relay_freezes_every_set_as_it_is_and_only_where_something_is_frozen() -> None:
     policy = made()
     inner = policy.denoiser
-    assert acting.relay(policy, None) == acting.relay(policy, 4) == 4 and policy.denoiser is inner
+    assert (
+        acting.freeze_early_steps(policy, None) == acting.freeze_early_steps(policy, 4) == 4
+        and policy.denoiser is inner
+    )
     acting.require_single_network(policy, "no")
     assert acting.learner(policy) is inner
     ema = policy.weights.snapshot("ema")
-    acting.relay(policy, 1)
+    acting.freeze_early_steps(policy, 1)
     assert acting.learner(policy) is inner and policy.parameters() == list(inner.parameters())
     averaged = policy.weights.using("ema")
     assert isinstance(averaged, Relay) and averaged.last is ema and isinstance(policy.weights.using("base"), Relay)
@@ -111,9 +114,9 @@ def test_a_relay_freezes_every_set_as_it_is_and_only_where_something_is_frozen()
         acting.require_single_network(policy, "no")
     for tuned in (0, 5):
         with pytest.raises(InvalidInputError, match="finetune_denoising_steps is between 1 and the 4"):
-            acting.relay(made(), tuned)
+            acting.freeze_early_steps(made(), tuned)
     with pytest.raises(InvalidInputError, match="a mean flow learns all"):
-        acting.relay(replace(made(), process=MeanFlow()), 2)
+        acting.freeze_early_steps(replace(made(), process=MeanFlow()), 2)
 
 
 def test_a_training_actor_records_its_densities_and_executes_the_first_actions() -> None:
@@ -126,7 +129,7 @@ def test_a_training_actor_records_its_densities_and_executes_the_first_actions()
 
 
 def test_observations_are_taken_in_by_a_codec_with_statistics_and_by_no_other() -> None:
-    codec = RunningNormCodec.fresh(1)
+    codec = RunningNormCodec.without_statistics(1)
     policy = made(codec=codec)
     _, chain = acting.training_actor(policy, 4)(OBS, Rng(0))
     assert (float(codec.mean), float(codec.variance), float(codec.count)) == (15.0, 25.0, 2.0)
@@ -225,7 +228,7 @@ def test_a_critic_sees_flat_conditions_and_of_pictures_what_the_network_saw_at_f
     see, size = critic_features(made(net), shown)
     net.bias.data.add_(1.0)
     assert size == 3 and see({"image": torch.full((1, 3, 4, 4), 7, dtype=torch.uint8)}).tolist() == [[7.0, 14.0, 21.0]]
-    blank = acting.blank(shown.spec.obs)
+    blank = acting.zero_observation(shown.spec.obs)
     assert blank["image"].dtype == torch.uint8 and blank["image"].shape == (1, 3, 4, 4)
     assert blank["place"].dtype == torch.float32 and blank["place"].tolist() == [[0.0, 0.0]]
     with pytest.raises(InvalidInputError, match="not flat"):
@@ -234,9 +237,9 @@ def test_a_critic_sees_flat_conditions_and_of_pictures_what_the_network_saw_at_f
 
 def test_a_policy_suits_an_environment_of_its_observations_and_actions() -> None:
     env = Collector(partial(Counting, life=2), 1)
-    acting.suits(made(), env, "mine")
+    acting.check_policy_fits(made(), env, "mine")
     with pytest.raises(RunError, match="mine does not take the observations of"):
-        acting.suits(made(codec=RunningNormCodec.fresh(5)), env, "mine")
+        acting.check_policy_fits(made(codec=RunningNormCodec.without_statistics(5)), env, "mine")
     wide = made(MLP((3, 2), 2, 8))
     with pytest.raises(RunError, match=r"mine decides actions \[2\], .* takes \[1\]"):
-        acting.suits(replace(wide, event_shape=(3, 2)), env, "mine")
+        acting.check_policy_fits(replace(wide, event_shape=(3, 2)), env, "mine")

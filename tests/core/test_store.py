@@ -181,7 +181,7 @@ def test_what_others_wrote_is_never_advised_to_be_deleted(tmp_path):
     (tmp_path / "policy.ckpt").write_bytes(b"PK")
     before = sorted(p for p in tmp_path.rglob("*"))
     for name in ("zarr", "empty", "model", "theirs", "half", "policy.ckpt"):
-        for open_ in (store.read, store.peek):
+        for open_ in (store.read, store.read_structure):
             with pytest.raises(RunError, match="not a folder that denoiserl wrote") as said:
                 open_(tmp_path / name)
             assert "delete" not in str(said.value) and name in str(said.value)
@@ -203,7 +203,7 @@ def test_what_killed_writers_left_is_gone_at_the_next_opening(tmp_path):
     (tmp_path / ".run.json.new").write_text("{")
     (tmp_path / ".mine.old").mkdir()
     (tmp_path / ".mine.old" / "thesis.txt").touch()
-    store.settle(tmp_path)
+    store.remove_partial_writes(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == [".mine.old", "after", "before", "between"]
     assert all(store.read(tmp_path / name) == {"n": name} for name in ("before", "between", "after"))
 
@@ -211,7 +211,7 @@ def test_what_killed_writers_left_is_gone_at_the_next_opening(tmp_path):
 def test_a_writer_killed_between_its_renames_leaves_the_old_tree(tmp_path):
     path = store.write(tmp_path / "t", {"n": 1})
     path.rename(tmp_path / ".t.old")
-    assert store.exists(path) and store.read(path) == {"n": 1} and store.peek(path) == {"n": 1}
+    assert store.exists(path) and store.read(path) == {"n": 1} and store.read_structure(path) == {"n": 1}
     store.write(path, {"n": 2})
     assert store.read(path) == {"n": 2} and sorted(p.name for p in tmp_path.iterdir()) == ["t"]
 
@@ -227,7 +227,7 @@ def test_kill_at_any_moment_leaves_the_old_or_the_new(tmp_path, start):
     before = 0
     for trial in range(8):
         writer = start(script)
-        while store.peek(path)["n"] == before:
+        while store.read_structure(path)["n"] == before:
             time.sleep(0.002)
         time.sleep(0.0013 * trial)
         writer.kill()

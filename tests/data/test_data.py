@@ -102,20 +102,20 @@ def test_windows_equal_brute_force(lengths, horizon, more):
             windows(ends, horizon, history, execute)
         return
     made = windows(ends, horizon, history, execute)
-    assert made.frames(made.every).tolist() == expected
-    owner = torch.bucketize(made.frames(made.every), ends, right=True)
+    assert made.frames(made.all_indices).tolist() == expected
+    owner = torch.bucketize(made.frames(made.all_indices), ends, right=True)
     assert bool((owner == made.episode[:, None]).all())  # no window crosses into another episode
 
 
 def test_windows_mark_what_is_repeated():
     made = windows(torch.tensor([4]), horizon=4, history=2, execute=3)
-    assert made.frames(made.every).tolist() == [[0, 0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 3], [2, 3, 3, 3]]
+    assert made.frames(made.all_indices).tolist() == [[0, 0, 1, 2], [0, 1, 2, 3], [1, 2, 3, 3], [2, 3, 3, 3]]
     assert made.real.sum(-1).tolist() == [3, 4, 3, 2]
     obs, action = torch.arange(4.0)[:, None], 10 * torch.arange(4.0)[:, None]
     index = torch.tensor([2, 0])
     assert made.observations({"state": obs}, index)["state"].squeeze(-1).tolist() == [[1, 2], [0, 0]]
     assert made.actions(action, index).squeeze(-1).tolist() == [[10, 20, 30, 30], [0, 0, 10, 20]]
-    now = made.frames(made.every)[:, 1]  # entry T_o - 1 is now: every frame is acted from exactly once
+    now = made.frames(made.all_indices)[:, 1]  # entry T_o - 1 is now: every frame is acted from exactly once
     assert now.tolist() == [0, 1, 2, 3]
 
 

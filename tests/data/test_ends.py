@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.data.ends import inside, split
+from denoiserl.data.ends import check_inner_ends, split_episodes
 from denoiserl.data.formats import any as recordings
 from denoiserl.data.transitions import to_transitions
 
@@ -121,7 +121,7 @@ def test_smooth_contacts_and_angles_that_wrap_are_no_jumps() -> None:
     seen = np.stack([angle, flag, speed], 1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = split("x", seen, np.eye(400, dtype=bool)[200])
+        found = split_episodes("x", seen, np.eye(400, dtype=bool)[200])
     assert found.stop.tolist() == [200, 399] and found.ended.tolist() == [True, False]
 
 
@@ -182,10 +182,10 @@ def test_flags_inside_an_episode_are_refused_or_told() -> None:
     with pytest.raises(
         InvalidInputError, match=r"episode 3 of x truncated in row 2 and goes on to row 4.*exclude_episodes=\(3,\)"
     ):
-        inside("x", 3, early & False, early)
+        check_inner_ends("x", 3, early & False, early)
     with pytest.warns(UserWarning, match="episode 3 of x terminated in row 2"):
-        inside("x", 3, early, refuse=False)
-    inside("x", 0, np.array([0, 0, 1], bool), np.array([0, 0, 1], bool))
+        check_inner_ends("x", 3, early, refuse=False)
+    check_inner_ends("x", 0, np.array([0, 0, 1], bool), np.array([0, 0, 1], bool))
 
 
 def test_a_file_of_one_row_is_read(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def test_kinds_are_recognised_and_everything_comes_back() -> None:
     z = made.encode(data)
     torch.testing.assert_close(made.decode(z), data, rtol=1e-5, atol=1e-5)
     assert float(z[:, 0].mean()) == pytest.approx(0, abs=1e-5) and float(z[:, 0].std()) == pytest.approx(1, abs=0.01)
-    assert made.place(2) == made.place(3) == slice(1, 3) and made.place(7) == slice(6, 7)
+    assert made.column_slice(2) == made.column_slice(3) == slice(1, 3) and made.column_slice(7) == slice(6, 7)
 
 
 def test_whatever_is_decoded_is_of_its_kind() -> None:

@@ -10,12 +10,12 @@ import torch
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.data import Demonstrations
 from denoiserl.data.trajectory_metrics import (
+    action_spread,
     coverage,
     jerk,
     keep_short_successes,
     motion,
     path_length,
-    spread,
     starts,
 )
 
@@ -52,11 +52,13 @@ def test_spread_is_the_noise_on_the_actions_and_not_what_the_state_explains() ->
     states = torch.rand(3000, 2, generator=g)
     explained = torch.stack([states.sum(1), states[:, 0]], 1)
     noise = torch.randn(3000, 2, generator=g)
-    assert spread(states, explained) < 0.03 < float(explained.std())
-    assert spread(states, explained + 0.5 * noise) == pytest.approx(0.5, rel=0.05)
+    assert action_spread(states, explained) < 0.03 < float(explained.std())
+    assert action_spread(states, explained + 0.5 * noise) == pytest.approx(0.5, rel=0.05)
     many = torch.cat([states, torch.full((3000, 1), 4.0)], 1)  # what never changes tells nothing apart
-    assert spread(many, noise) == pytest.approx(spread(states, noise))
-    assert spread(states * torch.tensor([1000.0, 1.0]), explained) == pytest.approx(spread(states, explained))
+    assert action_spread(many, noise) == pytest.approx(action_spread(states, noise))
+    assert action_spread(states * torch.tensor([1000.0, 1.0]), explained) == pytest.approx(
+        action_spread(states, explained)
+    )
 
 
 def test_covered_is_the_share_of_states_that_were_kept_near() -> None:
@@ -106,6 +108,6 @@ def test_what_cannot_be_said_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="three or more"):
         jerk(torch.zeros(2, 1))
     with pytest.raises(InvalidInputError, match="10 nearest of 5"):
-        spread(torch.zeros(5, 1), torch.zeros(5, 1))
+        action_spread(torch.zeros(5, 1), torch.zeros(5, 1))
     with pytest.raises(InvalidInputError, match="at least two"):
         coverage(torch.zeros(1, 2), torch.zeros(3, 2))

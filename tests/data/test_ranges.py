@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 
-from denoiserl.control.acting import eval_actor, suits
+from denoiserl.control.acting import check_policy_fits, eval_actor
 from denoiserl.control.data_checks import check_data_fits as fits
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng
 from denoiserl.data import ActionChunkCodec, Demonstrations, Normalizer, RunningNormCodec, TanhCodec
-from denoiserl.data.ranges import compare, share
+from denoiserl.data.ranges import compare, used_share
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.data.transitions import transitions
-from denoiserl.doctor.data import check_data_ranges, delay
+from denoiserl.doctor.data import check_data_ranges, check_reward_delay
 from denoiserl.envs import Collector, evaluate
 from denoiserl.envs.remarks import Remark, remarks
-from denoiserl.envs.units import reach
+from denoiserl.envs.units import action_range
 from denoiserl.integrations.lerobot.policy import LeRobotCodec
 from denoiserl.policy.policy import Policy
 from denoiserl.tasks import env as env_task
@@ -68,7 +68,7 @@ def test_what_is_spread_as_data_are_is_no_outlier() -> None:
         Normalizer.fit(torch.tensor([[0.0], [1.0], [100.0]]))
     one = torch.full((5000, 1), 7.0)
     one[3] = 1000.0
-    assert float(share(one)) == 0.0, "what is far beyond all others is"
+    assert float(used_share(one)) == 0.0, "what is far beyond all others is"
 
 
 def test_a_dimension_that_hardly_moves_is_told() -> None:
@@ -195,7 +195,7 @@ def chunks(policy: Policy, action: Normalizer | None = None) -> Policy:
 def met(policy: Policy, **world: Any) -> list[str]:
     """What is said of a policy that is given for an environment, and of its evaluation there."""
     with remarks() as said:
-        suits(policy, Collector(lambda: Meets(**world), 1), "the policy")
+        check_policy_fits(policy, Collector(lambda: Meets(**world), 1), "the policy")
     with remarks() as again:
         notes = evaluate(eval_actor(policy), lambda: Meets(**world), 6).notes
     assert list(notes) == again and set(said) <= set(again)
@@ -224,7 +224,7 @@ def test_a_policy_that_was_made_for_another_box_is_told() -> None:
     assert isinstance(made.codec, RunningNormCodec)
     assert not met(made, low=0.0, high=[1.0, 100.0])
     assert "dimension 1 runs from 0 to 100 in [-1, 1]" in met(made)[0]
-    assert reach(RunningNormCodec.fresh(3)) is None, "a number bounds nothing"
+    assert action_range(RunningNormCodec.without_statistics(3)) is None, "a number bounds nothing"
     squash = policies.squashed_gaussian((1, 2), 3, 8, 1, TanhCodec.from_box([-1.0, 0.0], [1.0, 512.0]), 0)
     assert "dimension 1 runs from 0 to 512 in [-1, 1]" in met(squash)[0]
 
@@ -306,7 +306,7 @@ def test_rewards_one_row_late_are_found(late: bool) -> None:
     rewards = -path[:, 1:].flatten(0, 1).norm(dim=1)
     wide = torch.full((2,), torch.inf)
     data = EpisodeDataset(own, rewards.roll(int(late)), path[:, -1], torch.zeros(30, dtype=torch.bool), -wide, wide)
-    assert delay(data).level == ("warning" if late else "ok")
+    assert check_reward_delay(data).level == ("warning" if late else "ok")
 
 
 def test_a_policy_of_others_is_refused_by_what_it_is(tmp_path: Path) -> None:
@@ -319,4 +319,4 @@ def test_rewards_of_episodes_of_one_row_are_not_compared_with_the_row_before() -
     rng = Rng(0)
     obs, action = rng.normal(40, 2), rng.normal(40, 1)
     data = transitions(obs, action, obs[:, 0], obs, torch.ones(40, dtype=torch.bool))
-    assert delay(data).level == "note"
+    assert check_reward_delay(data).level == "note"

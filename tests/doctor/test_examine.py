@@ -15,7 +15,7 @@ from torch import Tensor
 from denoiserl import Masked, OneStep, Policy, Rng, time_grid
 from denoiserl.core.errors import RunError
 from denoiserl.data import ActionChunkCodec, Normalizer
-from denoiserl.doctor import Finding, examine, print_findings, worst
+from denoiserl.doctor import Finding, examine, print_findings, worst_level
 from denoiserl.nn import MLP, Transformer
 from denoiserl.oracles import sudoku
 from denoiserl.policy.codec import IdentityCodec, InfillCodec
@@ -30,7 +30,7 @@ def named(findings: list[Finding]) -> dict[str, Finding]:
 
 def test_a_healthy_generator_passes() -> None:
     found = named(examine(generator(), reward=reward, prompts=PM.prompts, rng=Rng(1)))
-    assert worst(found.values()) in ("ok", "note")
+    assert worst_level(found.values()) in ("ok", "note")
     assert {"prediction", "condition", "values", "noise", "first ratio", "memory", "speed", "reward", "groups"} <= set(
         found
     )
@@ -167,8 +167,8 @@ def test_findings_are_printed_with_their_remedies() -> None:
     assert "→ Ask it about data." in text
     assert all(len(line) <= 60 for line in lines)
     assert lines[-1] == "3 checks: 1 error, 1 note."
-    assert worst(found) == "error"
-    assert worst([]) == "ok"
+    assert worst_level(found) == "error"
+    assert worst_level([]) == "ok"
 
 
 def test_data_that_are_no_pair_are_refused_with_the_pair() -> None:

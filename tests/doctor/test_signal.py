@@ -155,7 +155,7 @@ def robot(floor: float = 0.05, event: tuple[int, ...] = (1, 1)) -> Policy:
 def played(env: Reach, serve: bool = False, made: Policy | None = None, most: int = 100) -> Any:
     stream = Collector(lambda: env.__class__(env.bar, env.life, env.says), 32)
     try:
-        return play_episodes(made or robot(), stream, 0, serve, most=most)
+        return play_episodes(made or robot(), stream, 0, serve, max_steps=most)
     finally:
         stream.close()
 
@@ -204,7 +204,7 @@ def test_noise_that_costs_success_is_told() -> None:
 
 
 def test_environments_without_an_end_or_without_a_word_about_success() -> None:
-    endless = episodes(played(Reach(5.0, life=None), most=20), None, most=20)
+    endless = episodes(played(Reach(5.0, life=None), most=20), None, max_steps=20)
     assert endless.level == "warning"
     assert "time limit" in endless.remedy
     assert episodes(played(Reach(0.0, says=False)), None).level == "error"  # and a return that is always 0

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl import Diffusion, Gaussian, Rng
-from denoiserl.doctor.cost import available, footprint, memory, speed
+from denoiserl.doctor.cost import available, footprint, measure_speed, memory
 from denoiserl.doctor.steps import densities, energy, exploration, first_ratio, train_vs_eval_samples
 from denoiserl.nn import MLP
 from denoiserl.policy.codec import IdentityCodec
@@ -181,7 +181,7 @@ def test_time_is_told_apart_by_where_it_goes() -> None:
     made, cond = generator(), PM.draw_prompts(8, Rng(0))
     chain = made.sample_chain(cond, Rng(1))
     ticks = itertools.count()
-    found = speed(made, cond, chain, Rng(2), clock=lambda: float(next(ticks)))
+    found = measure_speed(made, cond, chain, Rng(2), clock=lambda: float(next(ticks)))
     assert found.level == "ok"
     assert "2.5e+02 ms per sample" in found.message  # (a chain and a decoding) / 8
 
@@ -196,6 +196,6 @@ def test_time_is_told_apart_by_where_it_goes() -> None:
         spent["now"] += 1.0
         return spent["now"]
 
-    slow = speed(replace(made, codec=Clocked()), cond, chain, Rng(2), clock=clock)
+    slow = measure_speed(replace(made, codec=Clocked()), cond, chain, Rng(2), clock=clock)
     assert slow.level == "warning"
     assert "Decoding" in slow.remedy

@@ -177,7 +177,7 @@ def test_a_broken_worker_says_so():
     owner.begun = [np.zeros(2, bool)]
     owner.reset([0, 1])
     with pytest.raises(EnvFault, match=r"environment 4 of Broken returned NaN .*\n\(in worker 0\)"):
-        owner.play(np.zeros((2, 3, 1), np.float32), np.ones(2, bool), 1.0)
+        owner.step_chunk(np.zeros((2, 3, 1), np.float32), np.ones(2, bool), 1.0)
     thread.join()
 
 
@@ -352,7 +352,7 @@ def test_success_in_any_tick_of_a_chunk_counts_in_batched_worlds():
     assert told.info["success"].tolist() == [[False, True, True, True]] * 2
     out = stream.owner
     out.reset([0, 1, 2, 3])
-    played = out.play(np.zeros((4, 3, 2)), np.ones(4, bool), 1.0)
+    played = out.step_chunk(np.zeros((4, 3, 2)), np.ones(4, bool), 1.0)
     assert played.first.tolist() == [0, 1, 2, 3] and played.held.tolist() == [0, 0, 0, 1]
 
 

@@ -26,7 +26,7 @@ KEYS = {
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_every_claim_can_be_tried(name, budget):
     """Arms, settings, tasks and metrics exist: nothing is misspelt, without running anything."""
-    made = ledger.claim(name)
+    made = ledger.load_claim(name)
     plan = made.make_plan(budget)
     assert re.fullmatch(r"arXiv \d{4}\.\d{5}", made.paper) and made.pass_condition and len(plan.seeds) >= 5
     metrics = plan.validate().metrics if isinstance(plan, Study) else plan.metrics
@@ -56,7 +56,7 @@ def test_records_say_what_they_must(name):
             assert c["difference"]["high"] < c["margin"]
         else:
             assert c["difference"]["low"] <= c["margin"] and c["min_detectable_effect"] is not None
-    made = ledger.claim(name)
+    made = ledger.load_claim(name)
     assert (record["claim"], record["pass_condition"]) == (made.claim, made.pass_condition)
 
 
@@ -77,8 +77,8 @@ def claimed(*conditions: Condition, gap: float = 0.0, noise: float = 0.02) -> Cl
 )
 def test_verdicts_come_from_the_intervals(monkeypatch, gap, noise, verdict):
     made = claimed(Condition("a", "b", 0.1), gap=gap, noise=noise)
-    monkeypatch.setattr(ledger, "claim", lambda name: made)
-    monkeypatch.setattr(ledger, "reach", lambda *x: "0" * 16)
+    monkeypatch.setattr(ledger, "load_claim", lambda name: made)
+    monkeypatch.setattr(ledger, "code_of_claim", lambda *x: "0" * 16)
     record = runner.check("lbm")
     assert record["verdict"] == verdict and KEYS <= set(record)
     assert ("is detected with probability 0.8" in record["why"]) == (verdict == "inconclusive")
@@ -89,8 +89,8 @@ def test_one_failing_condition_fails_a_claim_and_one_undecided_leaves_it_open(mo
     good, bad, open_ = Condition("a", "b", 0.1), Condition("a", "b", 0.4), Condition("a", "b", 0.2)
     for conditions, verdict in (((good, bad), "does not hold"), ((good, open_), "inconclusive"), ((good,), "holds")):
         made = claimed(*conditions, gap=0.2)
-        monkeypatch.setattr(ledger, "claim", lambda name, made=made: made)
-        monkeypatch.setattr(ledger, "reach", lambda *x: "0" * 16)
+        monkeypatch.setattr(ledger, "load_claim", lambda name, made=made: made)
+        monkeypatch.setattr(ledger, "code_of_claim", lambda *x: "0" * 16)
         assert runner.check("lbm")["verdict"] == verdict
 
 
@@ -121,38 +121,38 @@ def test_a_record_is_confirmed_where_one_seed_gives_the_same_numbers_and_only_th
     """Other code with the same numbers gets the fingerprint; other numbers leave the record as it was."""
     hashes = iter(["1" * 16] * 9)
     made = claimed(Condition("a", "b", 0.1), gap=0.2)
-    monkeypatch.setattr(ledger, "claim", lambda name: made)
-    monkeypatch.setattr(ledger, "reach", lambda *x: "0" * 16)
+    monkeypatch.setattr(ledger, "load_claim", lambda name: made)
+    monkeypatch.setattr(ledger, "code_of_claim", lambda *x: "0" * 16)
     monkeypatch.setattr(ledger, "RESULTS", tmp_path)
     with pytest.raises(RunError, match="no record to confirm"):
         confirm.confirm("lbm")
     record = runner.check("lbm")
     assert runner.write(record) == tmp_path / "imitation" / "lbm.json"
-    monkeypatch.setattr(ledger, "reach", lambda *x: next(hashes))
-    assert ledger.stale("lbm")
+    monkeypatch.setattr(ledger, "code_of_claim", lambda *x: next(hashes))
+    assert ledger.is_stale("lbm")
     told, different = confirm.confirm("lbm")
     assert not different and told["hash"] == "1" * 16 and told["confirmed"][0]["was"] == "0" * 16
     assert {k: v for k, v in told.items() if k not in ("hash", "confirmed")} == {
         k: v for k, v in record.items() if k != "hash"
     }
     changed = claimed(Condition("a", "b", 0.1), gap=0.2001)
-    monkeypatch.setattr(ledger, "claim", lambda name: changed)
+    monkeypatch.setattr(ledger, "load_claim", lambda name: changed)
     told, different = confirm.confirm("lbm")
     assert told == record and different == [d for d in different if d.startswith("score of a")] and different
     assert main(["claim", "--confirm", "lbm"]) == 2 and "not confirmed" in capsys.readouterr().out
     clocked = replace(changed, plan=lambda size: replace(changed.plan(size), metrics={"score": ("", confirm.RATES)}))
-    monkeypatch.setattr(ledger, "claim", lambda name: clocked)
+    monkeypatch.setattr(ledger, "load_claim", lambda name: clocked)
     assert not confirm.confirm("lbm")[1], "what a clock measures is never the same twice"
-    monkeypatch.setattr(ledger, "claim", lambda name: made)
+    monkeypatch.setattr(ledger, "load_claim", lambda name: made)
     assert main(["claim", "--confirm", "lbm"]) == 0 and "confirmed, holds" in capsys.readouterr().out
-    monkeypatch.setattr(ledger, "reach", lambda *x: "1" * 16)
-    assert not ledger.stale("lbm") and main(["claim", "--confirm", "lbm"]) == 0
+    monkeypatch.setattr(ledger, "code_of_claim", lambda *x: "1" * 16)
+    assert not ledger.is_stale("lbm") and main(["claim", "--confirm", "lbm"]) == 0
     assert "None of these" in capsys.readouterr().out
 
 
 def test_confirming_takes_the_settings_that_tuning_chose():
-    plan = ledger.claim("dppo").make_plan("laptop")
+    plan = ledger.load_claim("dppo").make_plan("laptop")
     assert isinstance(plan, Study)
     tuning = {"dppo": [{"settings": {"lr": 1.0}, "score": 0.1}, {"settings": {"lr": 2.0}, "score": 0.9}], "rwr": []}
-    arms = confirm.chosen(plan, tuning)
+    arms = confirm.tuned_arms(plan, tuning)
     assert arms["dppo"].settings == {"lr": 2.0} and arms["rwr"] == plan.arms["rwr"]

@@ -21,7 +21,7 @@ from denoiserl.core.serialization import store
 from denoiserl.core.serialization.args_json import diff_settings, from_json, to_json
 from denoiserl.experiments.runner import load_run, rerun, run
 from denoiserl.train.metrics_log import MetricsLog
-from denoiserl.train.progress import Progress, clock
+from denoiserl.train.progress import Progress, format_duration
 from denoiserl.train.run_state import Position
 
 RECIPE = '''
@@ -72,9 +72,9 @@ def train(a, keep):
         told = optimizer_step(opt, (net(env.step()) - random.random()).square().mean() + numpy.random.rand(), clip=1.0)
         lr.step(), ema.update()
         second.best(net, -told["loss"])
-        yield {**told, "spent": second.spent()["env_steps"], "odd": float("nan")}
+        yield {**told, "spent": second.usage()["env_steps"], "odd": float("nan")}
     ema.copy_to(net)
-    keep.last(net)
+    keep.save_last(net)
     yield {"done": True}
 '''
 
@@ -138,7 +138,7 @@ def test_ctrl_c_ends_in_order_with_130_and_the_same_command_goes_on(tmp_path, re
     os.kill(process.pid, signal.SIGINT)
     process.join(30)
     assert process.exitcode == 130 and store.read_json(folder / "run.json")["finished"] is None
-    assert store.peek(folder / "imitate" / "state")["iteration"] == len(
+    assert store.read_structure(folder / "imitate" / "state")["iteration"] == len(
         (folder / "metrics.jsonl").read_text().splitlines()
     )
     rerun(folder, progress=False, tensorboard=False)
@@ -300,13 +300,13 @@ def test_without_a_terminal_progress_is_lines_with_the_time_left():
     for at.iteration in (1, 4):
         shown.row({"stage": "improve", "iteration": 0, "return": -12.3456, "note": "x"})
         time.sleep(0.01)
-        shown.tick(at)
+        shown.update(at)
     shown.close()
     first, last = stream.getvalue().splitlines()
     assert first == "improve 1/4 25%, 0:00 left" or first == "improve 1/4 25%, 0:00 left  return=-12.35"
     assert last.startswith("improve 4/4 100%, 0:00 left  return=-12.35")
-    assert [clock(s) for s in (59.6, 3600, 3725)] == ["1:00", "1:00:00", "1:02:05"]
-    assert not Progress(on=False, stream=stream).tick(at)
+    assert [format_duration(s) for s in (59.6, 3600, 3725)] == ["1:00", "1:00:00", "1:02:05"]
+    assert not Progress(on=False, stream=stream).update(at)
 
 
 class Colour(Enum):

@@ -48,7 +48,7 @@ def test_following_the_table_is_a_shortest_way():
     maze = Maze.random(6, Rng(0), loops=0.3)
     number = torch.arange(len(maze.cells))
     at, end = torch.meshgrid(number, number, indexing="ij")
-    nearer = maze.toward[at, end]
+    nearer = maze.next_cell[at, end]
     away = at != end
     assert torch.equal(maze.distance[nearer, end][away], maze.distance[at, end][away] - 1)
     assert bool((maze.distance[at, nearer][away] == 1).all()) and torch.equal(nearer.diagonal(), number)

@@ -49,9 +49,9 @@ def test_sudoku_verify_wants_clues_and_rules():
 
 def test_sudoku_is_drawn():
     canvas, solution = sudoku.puzzles(sudoku.grids(), 1, Rng(0))
-    drawn = sudoku.text(solution[0], canvas[0])
+    drawn = sudoku.format_grid(solution[0], canvas[0])
     assert drawn.count("[") == int((canvas == sudoku.MASK).sum())
-    assert sudoku.text(canvas[0]).count(".") == int((canvas == sudoku.MASK).sum())
+    assert sudoku.format_grid(canvas[0]).count(".") == int((canvas == sudoku.MASK).sum())
 
     def red(picture):
         return int(((picture[..., 0] == 200) & (picture[..., 1] == 30)).sum())
@@ -78,7 +78,7 @@ def test_parser_inverts_every_single_object():
 
 
 def test_parser_inverts_random_scenes_under_noise():
-    scene = shapes.scenes(500, Rng(0), (0, 9))
+    scene = shapes.random_scenes(500, Rng(0), (0, 9))
     image = shapes.draw(scene, Rng(1))
     assert torch.equal(shapes.parse(image + 0.1 * Rng(2).normal(*image.shape)).scene, scene)
 
@@ -95,7 +95,7 @@ def test_render_puts_a_cell_where_it_belongs():
 
 
 def test_prompts_are_a_code():
-    scene = shapes.scenes(300, Rng(0), (0, 9))
+    scene = shapes.random_scenes(300, Rng(0), (0, 9))
     prompt = shapes.encode(scene)
     assert prompt.shape == (300, shapes.PROMPT)
     assert torch.equal(shapes.decode(prompt), scene)
@@ -129,7 +129,7 @@ def test_shapes_off_the_manifold_is_not_rewarded():
 
 
 def test_shapes_diversity_falls_with_collapse():
-    scene = shapes.scenes(20, Rng(0))[:, None].expand(20, 8, 9)
+    scene = shapes.random_scenes(20, Rng(0))[:, None].expand(20, 8, 9)
     data = shapes.draw(scene, Rng(1))
     alive = shapes.diversity(data)
     assert float(alive.mean()) == pytest.approx(0.17, abs=0.05)
@@ -142,9 +142,9 @@ def test_digits_held_out_judge_is_independent():
     pytest.importorskip("sklearn")
     from denoiserl.tasks.domains import digits
 
-    (a, la), (b, lb) = digits.halves(0)
+    (a, la), (b, lb) = digits.split_halves(0)
     assert len(a) + len(b) == 1797 and float(a.min()) == -1.0 and float(a.max()) == 1.0
-    judges = digits.judges(0)
+    judges = digits.train_judges(0)
     assert judges.reward.accuracy(b, lb) > 0.93  # each is tested on what the other was trained on
     assert judges.held_out.accuracy(a, la) > 0.93
     wrong = digits.one_hot((lb + 1) % 10)
@@ -158,4 +158,4 @@ def test_digit_measures():
     from denoiserl.tasks.domains import digits
 
     flat = torch.zeros(1, 1, 8, 8)
-    assert float(digits.ink(flat)) == 0.5 and float(digits.ink(-torch.ones(1, 1, 8, 8))) == 0
+    assert float(digits.ink_share(flat)) == 0.5 and float(digits.ink_share(-torch.ones(1, 1, 8, 8))) == 0

@@ -8,7 +8,7 @@ import torch
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng
 from denoiserl.envs import Collector
-from denoiserl.envs.toy.ring import BEHAVIOUR, CENTRES, RingBandit, demonstrations, optimum, place, reward
+from denoiserl.envs.toy.ring import BEHAVIOUR, CENTRES, RingBandit, demonstrations, nearest_mode, optimum, reward
 
 
 def area(log_density, n=301, half=1.2):
@@ -52,19 +52,19 @@ def test_limits():
 def test_samples_are_of_the_optimum():
     best, n = optimum(0.3), 20_000
     sample = best.sample(n, Rng(1))
-    shares = torch.bincount(place(sample, 1.0), minlength=8) / n
+    shares = torch.bincount(nearest_mode(sample, 1.0), minlength=8) / n
     assert float((shares - best.masses).abs().max()) < 4 * 0.5 / n**0.5
     assert float(reward(sample).mean()) == pytest.approx(best.reward, abs=5 * float(reward(sample).std()) / n**0.5)
     # the tilt draws samples nearer to the centres than behaviour is, most of all at the high place
-    spread = (sample[place(sample) == 0] - CENTRES[0]).square().mean().sqrt()
+    spread = (sample[nearest_mode(sample) == 0] - CENTRES[0]).square().mean().sqrt()
     assert float(spread) < 0.04
 
 
 def test_behaviour_is_uniform_over_places_and_streams_are_one_decision_long():
     demos = demonstrations(8000, Rng(0))
-    shares = torch.bincount(place(demos.actions, 1.0), minlength=8) / 8000
+    shares = torch.bincount(nearest_mode(demos.actions, 1.0), minlength=8) / 8000
     assert float((shares - 1 / 8).abs().max()) < 0.015 and int(demos.lengths.max()) == 1
     ep = Collector(RingBandit(8)).collect(lambda o, r: (CENTRES, None), 2, Rng(0))
     torch.testing.assert_close(ep.reward[0], torch.tensor([2.0] + [1.0] * 7), atol=1e-5, rtol=0)
     assert bool(ep.terminated.all()) and ep.info["success"][0].tolist() == [True] + [False] * 7
-    assert int(place(torch.zeros(2))) == -1
+    assert int(nearest_mode(torch.zeros(2))) == -1

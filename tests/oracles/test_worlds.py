@@ -154,7 +154,7 @@ def test_prompted_true_modes_have_known_reward():
     prompts = world.draw_prompts(n, rng)
     x = world.sample(prompts, rng)
     good = (world.weights * world.good).sum(-1).mean()
-    reward, on, entropy = world.triple(x, prompts)
+    reward, on, entropy = world.evaluate_samples(x, prompts)
     assert on == pytest.approx(0.976, abs=0.005)  # P(chi² with 8 degrees < 17.6)
     assert reward == pytest.approx(0.976 * float(good), abs=0.015)
     truth = torch.special.entr(world.weights).sum(-1).mean()
@@ -171,7 +171,7 @@ def test_prompted_reward_knows_good_bad_and_off():
         off = world.means * (1 + 2.0)
         assert float(world.reward(off, every).sum()) == 0
     collapsed = world.means[:1].expand(60, -1)
-    assert world.triple(collapsed, world.prompts.repeat(10, 1)).entropy == 0
+    assert world.evaluate_samples(collapsed, world.prompts.repeat(10, 1)).entropy == 0
 
 
 def test_prompted_denoiser_knows_the_prompt():

@@ -203,7 +203,7 @@ def test_neither_the_mask_nor_an_id_of_no_token_is_drawn(mask: int | None, surpl
     assert set(drawn.unique().tolist()) == tokens
     whole, total = torch.ones(1, 4, dtype=torch.bool), torch.zeros(1, 4)
     for v in tokens:
-        noised = process.hide(torch.full((1, 4), v), whole, torch.ones(1), None, torch.ones(1))
+        noised = process.mask_positions(torch.full((1, 4), v), whole, torch.ones(1), None, torch.ones(1))
         total = total + process.token_log_probs(policy.denoiser, noised, None).exp()
     assert torch.allclose(total, torch.ones(1, 4), atol=1e-5)
 

@@ -48,7 +48,7 @@ def test_gathered_rows_are_those_that_were_asked_for(device: str) -> None:
 
 @pytest.mark.parametrize(("low", "high"), [(0, 4), (0, 1), (1, 3), (2, 4), (3, 4)])
 def test_a_part_has_the_steps_of_the_whole(low: int, high: int) -> None:
-    part = table().part(low, high)
+    part = table().slice_steps(low, high)
     assert len(part) == high - low and part.times.tolist() == TIMES[low : high + 1].tolist()
     for k, row in enumerate(part.rows):
         whole = table()[low + k]
@@ -58,13 +58,13 @@ def test_a_part_has_the_steps_of_the_whole(low: int, high: int) -> None:
 def test_parts_that_are_no_part_are_refused() -> None:
     for low, high in ((2, 2), (3, 1), (-1, 2), (0, 5)):
         with pytest.raises(ValueError, match="not a part"):
-            table().part(low, high)
+            table().slice_steps(low, high)
 
 
 def test_two_parts_in_turn_are_the_chain() -> None:
     """A linear chain of the two parts' coefficients multiplies to the whole one's."""
     whole = Diffusion(cosine, window(ddim(1.0), 1, 3)).steps(time_grid(6))
-    parts = whole.part(0, 2), whole.part(2, 6)
+    parts = whole.slice_steps(0, 2), whole.slice_steps(2, 6)
     assert [d for p in parts for d in p.dense] == list(whole.dense)
     for name in ("c_0", "c_x", "std"):
         assert torch.equal(torch.cat([p.table[name] for p in parts]), whole.table[name])

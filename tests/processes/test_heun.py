@@ -123,7 +123,7 @@ def test_one_step_is_the_mean_at_the_first_level() -> None:
     for schedule in (edm, NARROW):
         with UsageCounter().open() as usage:
             made = heun(Watched(schedule, 0.25), time_grid(1), (3,), 4, Rng(0), churn=Churn(0.0), schedule=schedule)
-        torch.testing.assert_close(made, 0.25 * schedule.most * Rng(0).normal(4, 3), rtol=1e-5, atol=0)
+        torch.testing.assert_close(made, 0.25 * schedule.sigma_max * Rng(0).normal(4, 3), rtol=1e-5, atol=0)
         assert usage.counts["denoiser_calls"] == 1 and usage.counts["denoiser_rows"] == 4
 
 
@@ -133,8 +133,8 @@ def test_times_of_training_are_those_of_log_normal_levels_inside_the_range(sched
     made = EDMTraining(schedule, mean=-0.5, std=0.8)
     u = torch.tensor([1e-7, 0.1, 0.3, 0.5, 0.8, 0.95, 1 - 1e-7], dtype=torch.float64)
     sigma = schedule(made.times(u))[1]
-    assert bool((sigma >= schedule.least * (1 - 1e-3)).all() and (sigma <= schedule.most * (1 + 1e-9)).all())
-    inside = (sigma > 1.01 * schedule.least) & (sigma < 0.99 * schedule.most)
+    assert bool((sigma >= schedule.sigma_min * (1 - 1e-3)).all() and (sigma <= schedule.sigma_max * (1 + 1e-9)).all())
+    inside = (sigma > 1.01 * schedule.sigma_min) & (sigma < 0.99 * schedule.sigma_max)
     back = torch.distributions.LogNormal(-0.5, 0.8).cdf(sigma)
     torch.testing.assert_close(back[inside], u[inside], rtol=1e-4, atol=1e-6)
     assert int(inside.sum()) >= 3 and made.times(u.float()).dtype == torch.float32

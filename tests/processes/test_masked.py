@@ -59,7 +59,7 @@ def test_the_elbo_by_enumeration_of_every_mask() -> None:
     sets = [s for k in (1, 2, 3) for s in itertools.combinations(range(3), k)]
     hidden = torch.tensor([[[i in s for i in range(3)] for s in sets]])
     k = hidden.sum(-1)
-    noised = process.hide(x0[:, None].expand(-1, len(sets), -1), hidden, k / 3, None, 3 / k)
+    noised = process.mask_positions(x0[:, None].expand(-1, len(sets), -1), hidden, k / 3, None, 3 / k)
     probability = torch.tensor([1 / 3 / math.comb(3, len(s)) for s in sets])
     found = (elbo(process, WORLD.denoiser(), noised)[0] * probability).sum()
     assert abs(float(found) - random_order_elbo(x0[0])) < 1e-5

@@ -34,7 +34,7 @@ def test_levels_and_places_are_quantiles_and_shares_of_single_draws() -> None:
     for p in (0.1, 0.5, 0.9):
         level = process.level(torch.tensor(p))
         assert abs(float((drawn < level).double().mean()) - p) < 5 * math.sqrt(p * (1 - p) / N)
-        assert float(process.place(level)) == pytest.approx(p, rel=1e-6)
+        assert float(process.level_cdf(level)) == pytest.approx(p, rel=1e-6)
 
 
 @pytest.mark.parametrize(("same", "ends"), [(0.3, 0.2), (0.0, 0.4), (0.6, 0.4), (1.0, 0.0)])
@@ -60,7 +60,7 @@ def test_noisings_of_clean_data_keep_their_times_and_have_an_r_below_them(unifor
     assert abs(float(still.double().mean()) - 0.25) < 5 * math.sqrt(0.1875 / n)  # and none at the ends
     assert float(t.max()) < 1 and float(r.min()) > 0 and (noised.weight is None) is uniform
     middle = ~still & (t > 0.2) & (t < 0.9)
-    share = process.place(r[middle]) / process.place(t[middle])
+    share = process.level_cdf(r[middle]) / process.level_cdf(t[middle])
     torch.testing.assert_close(
         quantiles(share), torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95]).double(), atol=0.02, rtol=0
     )

@@ -354,11 +354,11 @@ def test_what_cannot_be_a_mean_flow_is_refused() -> None:
         training_losses(Diffusion(linear), MeanVelocityDenoiser(Exact()), x0, None, Rng(0))  # the wrong process
     with pytest.raises(ValueError, match="t = 0"):
         process.steps(time_grid(2, end=0.1))
-    begun = process.steps(time_grid(4)).part(0, 2)  # stops in the middle, where nobody's velocity ends
+    begun = process.steps(time_grid(4)).slice_steps(0, 2)  # stops in the middle, where nobody's velocity ends
     with pytest.raises(RunError, match="must run to its end"):
         make_sampler(process, MeanVelocityDenoiser(Exact()), begun, EVENT)(None, Rng(0), rows=3)
     with pytest.raises(ValueError, match="at most 1"):
         MeanFlow(same=0.8, ends=0.3)
     with pytest.raises(ValueError, match="positive"):
         MeanFlow(std=0.0)
-    assert math.isclose(float(process.level(process.place(torch.tensor(0.3)))), 0.3, rel_tol=1e-5)
+    assert math.isclose(float(process.level(process.level_cdf(torch.tensor(0.3)))), 0.3, rel_tol=1e-5)

@@ -137,7 +137,7 @@ def test_impossible_grids_are_refused(given: tuple, says: str) -> None:
 
 @pytest.mark.parametrize("least", [1e-4, 0.05])
 def test_the_cosine_keeps_its_least_signal(least: float) -> None:
-    made, t = Cosine(least=least), torch.linspace(0, 1, 2001, dtype=torch.float64)
+    made, t = Cosine(min_alpha=least), torch.linspace(0, 1, 2001, dtype=torch.float64)
     a, s = made(t)
     assert float(a[-1]) == pytest.approx(least, rel=1e-9) and float(a.min()) == float(a[-1])
     assert torch.allclose(a**2 + s**2, torch.ones(2001, dtype=torch.float64), atol=1e-9)
@@ -147,7 +147,7 @@ def test_the_cosine_keeps_its_least_signal(least: float) -> None:
 
 
 def test_the_offset_of_the_cosine_is_where_its_angle_begins() -> None:
-    a, _ = Cosine(offset=0.1, least=1e-6)(torch.tensor([0.0, 0.45, 1.0], dtype=torch.float64))
+    a, _ = Cosine(offset=0.1, min_alpha=1e-6)(torch.tensor([0.0, 0.45, 1.0], dtype=torch.float64))
     begin = 0.1 / 1.1 * math.pi / 2
     wanted = [1.0, math.cos(0.55 / 1.1 * math.pi / 2) / math.cos(begin), 1e-6]
     assert a.tolist() == pytest.approx(wanted, rel=1e-9)

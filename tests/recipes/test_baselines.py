@@ -187,7 +187,7 @@ def test_a_gaussian_head_starts_at_its_std_keeps_its_floor_and_is_saved(tmp_path
 
 def test_running_statistics_are_those_of_everything_seen() -> None:
     parts = [Rng(k).normal(n, 3) * 5 + 100 * k for k, n in enumerate((1, 40, 7))]
-    codec = RunningNormCodec.fresh(3)
+    codec = RunningNormCodec.without_statistics(3)
     assert torch.equal(codec.condition(parts[0]), parts[0].clamp(-10, 10)), "nothing seen, nothing changed"
     for part in parts:
         codec.update(part)
@@ -285,7 +285,7 @@ def test_one_denoising_step_is_dppos_objective(monkeypatch) -> None:
 def reacher() -> Policy:
     torch.manual_seed(0)
     net = MLP((2, 1), cond=2, width=32, depth=2, time=0, zero=True)
-    return gaussian(net, (2, 1), 0.6, RunningNormCodec.fresh(2), least=0.05)
+    return gaussian(net, (2, 1), 0.6, RunningNormCodec.without_statistics(2), least=0.05)
 
 
 def test_ppo_learns_to_reach_what_it_sees_in_strange_units() -> None:
@@ -414,7 +414,7 @@ def test_drwr_learns_to_reach_with_a_diffusion_policy() -> None:
     torch.manual_seed(0)
     process = Diffusion(cosine, with_min_std(ddim(1.0), 0.2), clip=1.0)
     net = MLP((2, 1), cond=2, width=64, depth=2)
-    codec = RunningNormCodec.fresh(2)
+    codec = RunningNormCodec.without_statistics(2)
     codec.update(torch.tensor([[0.0, -1.0], [0.0, 1.0], [500.0, 0.0], [-500.0, 0.0]]))
     made = Policy.of(process, GaussianDenoiser(net, cosine, "v"), (2, 1), process.steps(time_grid(3)), codec=codec)
     rng = Rng(3)

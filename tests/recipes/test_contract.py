@@ -261,7 +261,7 @@ def test_a_recipe_is_what_the_contract_says(name: str) -> None:
     task.require_signal(recipe.SIGNAL)
     start = recipe.START(args) if callable(recipe.START) else recipe.START
     assert start is None or start in task.start_kinds
-    assert set(getattr(recipe, "GROWS", {})) <= {f.name for f in dataclasses.fields(args)}
+    assert set(getattr(recipe, "EXTENDABLE", {})) <= {f.name for f in dataclasses.fields(args)}
     assert all(card.facets.get(key) for key in recipes.FACETS)
     assert re.fullmatch(r"arXiv \d{4}\.\d{4,5}", card.paper) and card.family and card.title and card.body
 

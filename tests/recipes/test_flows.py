@@ -97,7 +97,7 @@ def flow(steps: int = 4, chunk: int = 1, obs: int = 1, width: int = 32, codec: A
 
 
 def reacher() -> Policy:
-    return flow(chunk=2, obs=2, codec=RunningNormCodec.fresh(2))
+    return flow(chunk=2, obs=2, codec=RunningNormCodec.without_statistics(2))
 
 
 def served(made: Policy, n: int = 2000) -> Tensor:

@@ -75,9 +75,9 @@ def improve(made: Policy, a: dppo.Args = ARGS, keep: Run | None = None) -> Polic
 def turns(made: Policy, clone: Denoiser, serve: bool) -> torch.Tensor:
     """Draw by hand: the clone's weights run the first steps and the ones that learned run the last two."""
     table = made.eval_steps if serve else made.train_steps
-    early = make_sampler(made.process, clone, table.part(0, STEPS - 2), made.event_shape, record=RecordSample())
+    early = make_sampler(made.process, clone, table.slice_steps(0, STEPS - 2), made.event_shape, record=RecordSample())
     late = make_sampler(
-        made.process, learner(made), table.part(STEPS - 2, STEPS), made.event_shape, record=RecordSample()
+        made.process, learner(made), table.slice_steps(STEPS - 2, STEPS), made.event_shape, record=RecordSample()
     )
     rng = Rng(3)
     return late(SEEN, rng, start=(early(SEEN, rng).sample, 0)).sample
@@ -160,7 +160,7 @@ def test_the_border_is_a_time_on_every_table() -> None:
         for denoise, low, high in ((relay.first, 0, early), (relay.last, early, n)):
             if low < high:
                 part = make_sampler(
-                    made.process, denoise, table.part(low, high), made.event_shape, record=RecordSample()
+                    made.process, denoise, table.slice_steps(low, high), made.event_shape, record=RecordSample()
                 )
                 x = part(SEEN, rng, start=None if x is None else (x, 0)).sample
         assert x is not None and torch.allclose(x, served, atol=1e-6)

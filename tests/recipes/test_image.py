@@ -56,7 +56,7 @@ def triple(made: Policy) -> Triple:
     asked = WORLD.prompts.repeat_interleave(300, 0)
     sample = made.generate(asked, Rng(9))
     assert isinstance(sample, Tensor)
-    return WORLD.triple(sample, asked)
+    return WORLD.evaluate_samples(sample, asked)
 
 
 def improve(recipe: ModuleType, made: Policy, reward: Any, iters: int, rng: Rng, **changes: Any) -> list[dict]:
@@ -216,8 +216,8 @@ def test_ddpo_learns_from_few_prompts_with_its_defaults(many: int) -> None:
 
 def test_captions_are_wrong_as_often_as_they_say() -> None:
     """Colours alone, of (3/4) label_noise of the objects: what bounds a faithful generator."""
-    scene = shapes.scenes(20_000, Rng(0), (2, 4))
-    claimed = shapes_task.captions(scene, 0.4, Rng(1))
+    scene = shapes.random_scenes(20_000, Rng(0), (2, 4))
+    claimed = shapes_task.noisy_captions(scene, 0.4, Rng(1))
     there = scene > 0
     assert torch.equal(claimed == 0, ~there)
     assert torch.equal((claimed[there] - 1) // 4, (scene[there] - 1) // 4)
@@ -229,7 +229,7 @@ def test_held_out_prompts_were_never_trained_on() -> None:
     both = torch.cat([train.unique(dim=0), held_out.unique(dim=0)])
     assert len(both.unique(dim=0)) == len(both) == len(train) + len(held_out)
     with pytest.raises(RunError, match="allow more objects"):
-        shapes_task.scenes((0, 1))
+        shapes_task.split_scenes((0, 1))
 
 
 def test_outcomes_of_a_perfect_generator_are_perfect() -> None:

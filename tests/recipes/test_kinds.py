@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from denoiserl import Policy, Rng
-from denoiserl.control.acting import eval_actor, suits
+from denoiserl.control.acting import check_policy_fits, eval_actor
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.data import Demonstrations, RunningNormCodec, TanhCodec
 from denoiserl.envs import Collector, evaluate
@@ -127,11 +127,11 @@ def test_environments_whose_actions_or_observations_are_of_another_kind_are_refu
 def test_a_start_that_does_not_fit_the_environment_is_refused_by_name(tmp_path: Path, monkeypatch: Any) -> None:
     made = policies.gaussian(env_task.Args(action_horizon=1, policy_width=8), stream(), 0)
     word = str(made.save(tmp_path / "p"))
-    suits(made, stream(), word)
+    check_policy_fits(made, stream(), word)
     with pytest.raises(RunError, match=r"does not take the observations of .*, \(4,\)"):
-        suits(made, stream(seen=Box(-1, 1, (4,), np.float32)), word)
+        check_policy_fits(made, stream(seen=Box(-1, 1, (4,), np.float32)), word)
     with pytest.raises(RunError, match=r"decides actions \[1\], .* takes \[2\]"):
-        suits(made, stream([-1, -1], [1, 1]), word)
+        check_policy_fits(made, stream([-1, -1], [1, 1]), word)
     monkeypatch.setattr(env_task, "make_env", lambda base: lambda: World(seen=Box(-1, 1, (4,), np.float32)))
     with pytest.raises(RunError, match="does not take the observations"):
         env_task.squashed_start(env_task.Args(start=word), 0, Run())

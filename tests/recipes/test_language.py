@@ -199,10 +199,10 @@ def test_mdlm_leaves_the_prompt_alone():
 
 def test_not_risen_is_told_after_forty_iterations():
     trend = diffu_grpo.RewardTrend()
-    said = [trend.rose(0.5) for _ in range(45)]
+    said = [trend.update(0.5) for _ in range(45)]
     assert all(said[:39]) and not any(said[39:])
     trend = diffu_grpo.RewardTrend()
-    assert all(trend.rose(i / 100) for i in range(60))
+    assert all(trend.update(i / 100) for i in range(60))
 
 
 def test_outcomes_are_of_unseen_grids():

@@ -459,8 +459,10 @@ def test_fewer_rows_are_whole_episodes_drawn_by_the_seed() -> None:
 def test_locosmall_has_three_grades_and_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny run: the replay is what SAC saw, in order, and a second call reads what the first one stored."""
     monkeypatch.setenv("DENOISERL_CACHE", str(tmp_path))
-    make, calls = locosmall.make, []
-    monkeypatch.setattr(locosmall, "make", lambda name: calls.append(name) or make(name, iters=5, episodes=3))
+    make, calls = locosmall.generate_grades, []
+    monkeypatch.setattr(
+        locosmall, "generate_grades", lambda name: calls.append(name) or make(name, iters=5, episodes=3)
+    )
     first = {grade: locosmall.load_dataset("swingup", grade) for grade in locosmall.GRADES}
     locosmall._all.cache_clear()
     again = locosmall.load_dataset("swingup", "medium-replay")

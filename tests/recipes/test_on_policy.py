@@ -136,7 +136,7 @@ def test_the_kl_that_stops_an_actor_is_that_of_its_ratio_and_its_critic_learns_o
 
 @pytest.mark.parametrize("name", METHODS)
 def test_statistics_of_observations_that_begin_from_nothing_are_learned_as_it_acts(name: str) -> None:
-    codec = RunningNormCodec.fresh(1)
+    codec = RunningNormCodec.without_statistics(1)
     improve(name, METHODS[name][1](codec=codec))
     assert float(codec.count) == 2 * 6 * 8, "every decision's observation, once"
     assert 150 < float(codec.mean) < 250
@@ -228,7 +228,12 @@ def test_a_switch_waits_for_episodes_that_finish() -> None:
 
     net = GaussianDenoiser(MLP((1, 1), cond=1, width=16), linear, "v")
     made = Policy.of(
-        process, net, (1, 1), process.steps(times), process.steps(times, ddim(0.0)), RunningNormCodec.fresh(1)
+        process,
+        net,
+        (1, 1),
+        process.steps(times),
+        process.steps(times, ddim(0.0)),
+        RunningNormCodec.without_statistics(1),
     )
     a = gorl.Args(
         iterations=2,

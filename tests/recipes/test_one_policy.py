@@ -164,7 +164,7 @@ def test_a_policy_that_has_seen_goes_on_in_its_own_folder(tmp_path: Path) -> Non
 
     def made(scale: float = 1.0) -> Policy:
         torch.manual_seed(0)
-        process, codec = OneStep(), RunningNormCodec.fresh(2, scale)
+        process, codec = OneStep(), RunningNormCodec.without_statistics(2, scale)
         head = GaussianHead(MLP((2, 1), 2, 8, 1, time=0, residual=False), 1, 0.5)
         return Policy.of(process, head, (2, 1), process.steps(time_grid(1)), None, codec)
 

@@ -10,8 +10,8 @@ import numpy
 import pytest
 
 from denoiserl.core.errors import InvalidInputError, MissingExtraError, RunError
-from denoiserl.report import DARK, LIGHT, Curve, dots, panels, plot
-from denoiserl.report.learning_curves import spread
+from denoiserl.report import DARK, LIGHT, Curve, panels, plot, plot_comparisons
+from denoiserl.report.learning_curves import spread_labels
 from denoiserl.stats import Comparison, Interval
 
 image = pytest.importorskip("PIL.Image")
@@ -30,7 +30,7 @@ def columns(picture: numpy.ndarray, colour: str) -> numpy.ndarray:
 
 def test_dots_stand_in_the_order_of_the_means() -> None:
     wide = [Interval(m, m - 0.05, m + 0.05, 99) for m in (0.2, 0.5, 0.8)]
-    data = dots([Comparison("robot", "success", wide[0], wide[2], wide[1], unit="%")])
+    data = plot_comparisons([Comparison("robot", "success", wide[0], wide[2], wide[1], unit="%")])
     picture = look(data)[60:-60, 300:1150]  # without title and ticks, between the labels and the numbers
     at = [columns(picture, c).mean() for c in (LIGHT.before, LIGHT.imitation, LIGHT.after)]
     assert at[0] < at[1] < at[2] and at[2] - at[1] == pytest.approx(at[1] - at[0], rel=0.03)
@@ -76,17 +76,17 @@ def test_nothing_to_draw_is_said() -> None:
     with pytest.raises(RunError, match="wrote no numbers"):
         panels({})
     with pytest.raises(RunError, match="nothing to compare"):
-        dots([])
+        plot_comparisons([])
     with pytest.raises(InvalidInputError, match="no finite value"):
         plot([Curve("r", (0, 1), (math.nan, math.nan))])
 
 
 def test_names_at_the_edge_keep_order_and_distance() -> None:
     given = [50.0, 51.0, 10.0, 52.0, 99.0]
-    out = spread(given, 12, 0, 100)
+    out = spread_labels(given, 12, 0, 100)
     assert numpy.argsort(out).tolist() == numpy.argsort(given).tolist()
     assert min(numpy.diff(sorted(out))) >= 12 - 1e-9 and 0 <= min(out) and max(out) <= 100
-    assert spread([10.0, 90.0], 12, 0, 100) == [10.0, 90.0]
+    assert spread_labels([10.0, 90.0], 12, 0, 100) == [10.0, 90.0]
 
 
 def test_without_matplotlib_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

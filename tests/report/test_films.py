@@ -6,7 +6,7 @@ import numpy
 import pytest
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.report import chosen, film, film_grid
+from denoiserl.report import film, film_grid, select_episodes
 from denoiserl.report.html import media_type
 from denoiserl.report.video_grid import LOST, UNKNOWN, WON
 
@@ -21,11 +21,11 @@ def clip(length: int, value: int, high: int = 64, wide: int = 64) -> numpy.ndarr
 
 def test_the_first_failures_and_successes_are_shown() -> None:
     won = [True, False, True, True, False, False, None]
-    assert chosen(won, 2) == [1, 4, 0, 2]
-    assert chosen([True] * 9, 3) == [0, 1, 2] and chosen([False, True], 4) == [0, 1]
-    assert chosen([None] * 5, 2) == [0, 1, 2, 3] and chosen([], 2) == []
+    assert select_episodes(won, 2) == [1, 4, 0, 2]
+    assert select_episodes([True] * 9, 3) == [0, 1, 2] and select_episodes([False, True], 4) == [0, 1]
+    assert select_episodes([None] * 5, 2) == [0, 1, 2, 3] and select_episodes([], 2) == []
     with pytest.raises(InvalidInputError, match="shows nothing"):
-        chosen(won, 0)
+        select_episodes(won, 0)
 
 
 def test_a_film_plays_and_then_stays_dimmed() -> None:

@@ -11,7 +11,7 @@ import numpy
 import pytest
 
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.report import Curve, across, curve, groups, read_metrics, smooth, stages
+from denoiserl.report import Curve, curve, group_by_stage, groups, mean_over_runs, read_metrics, smooth
 from denoiserl.stats import t_interval
 
 ROWS = [
@@ -24,12 +24,12 @@ ROWS = [
 
 
 def test_stages_keep_their_order_and_their_rows() -> None:
-    found = stages(ROWS)
+    found = group_by_stage(ROWS)
     assert list(found) == ["imitate", "improve"] and sum(map(len, found.values())) == len(ROWS)
 
 
 def test_missing_keys_are_passed_over_and_nan_is_a_gap() -> None:
-    rows = stages(ROWS)["improve"]
+    rows = group_by_stage(ROWS)["improve"]
     held = curve(rows, "reward/held_out")
     assert (held.x, held.y) == ((0.0, 1.0), (0.2, 0.3))
     mean = curve(rows, "reward/mean")
@@ -37,7 +37,7 @@ def test_missing_keys_are_passed_over_and_nan_is_a_gap() -> None:
 
 
 def test_low_and_high_are_a_band_and_no_curves() -> None:
-    rows = stages(ROWS)["improve"]
+    rows = group_by_stage(ROWS)["improve"]
     found = groups(rows)
     assert set(found) == {"reward", "success"}
     (success,) = found["success"]
@@ -81,14 +81,14 @@ def test_smoothing_keeps_lines_and_gaps_and_reduces_noise_as_its_weights_say() -
 
 def test_band_across_runs_is_student_at_shared_points() -> None:
     runs = [[{"iteration": i, "r": s + i} for i in range(3 + s)] for s in range(3)]
-    found = across(runs, "r")
+    found = mean_over_runs(runs, "r")
     assert found.x == (0.0, 1.0, 2.0) and found.low is not None
     expect = t_interval([1.0, 2.0, 3.0])
     assert (found.y[1], found.low[1]) == (pytest.approx(expect.mean), pytest.approx(expect.low))
     with pytest.raises(InvalidInputError, match="at least two"):
-        across(runs[:1], "r")
+        mean_over_runs(runs[:1], "r")
     with pytest.raises(RunError, match="common x"):
-        across([[{"iteration": 0, "r": 1.0}], [{"iteration": 1, "r": 1.0}]], "r")
+        mean_over_runs([[{"iteration": 0, "r": 1.0}], [{"iteration": 1, "r": 1.0}]], "r")
 
 
 def test_only_a_cut_last_line_is_forgiven(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_only_a_cut_last_line_is_forgiven(tmp_path: Path) -> None:
     good = "".join(json.dumps(row) + "\n" for row in ROWS)
     path.write_text(good + '{"iteration": 3, "rew')
     assert len(read_metrics(path)) == len(ROWS)
-    assert curve(stages(read_metrics(path))["improve"], "reward/mean").x == (0.0, 1.0, 2.0)
+    assert curve(group_by_stage(read_metrics(path))["improve"], "reward/mean").x == (0.0, 1.0, 2.0)
     path.write_text('{"iteration": 3, "rew\n' + good)
     with pytest.raises(RunError, match="line 1 is not JSON"):
         read_metrics(path)
@@ -112,7 +112,7 @@ def test_the_journals_spelling_is_read(tmp_path: Path) -> None:
     held = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 9}
     path.write_text(json.dumps({"stage": None, "iteration": 1, "kl": "-inf", "loss": {"value": 1}, "held": held}))
     (row,) = read_metrics(path)
-    assert row["kl"] == -math.inf and row["loss/value"] == 1 and list(stages([row])) == [""]
+    assert row["kl"] == -math.inf and row["loss/value"] == 1 and list(group_by_stage([row])) == [""]
     found = curve([row], "held")
     assert (found.y, found.low, found.high) == ((0.5,), (0.4,), (0.6,)) and math.isnan(curve([row], "kl").y[0])
 

@@ -67,7 +67,7 @@ def test_the_command_gives_the_options_back(name: str, tmp_path: Path, monkeypat
             "budget": {"env_steps": 5000, "seconds": 60.5},
             "seed": made.seed,
         }
-        record["about"] = json.loads(json.dumps(experiment.about(made)))
+        record["about"] = json.loads(json.dumps(experiment.run_description(made)))
         line = shlex.split(command(load_run(run(tmp_path / str(i), **record))))
         assert line[:3] == ["denoiserl", "run", name]
         assert main(line[1:]) == 0
@@ -80,16 +80,16 @@ def test_the_command_gives_the_options_back(name: str, tmp_path: Path, monkeypat
 def test_defaults_are_not_said_and_the_usual_folder_is_not_named(tmp_path: Path) -> None:
     made = experiment.Args("mdlm", {}, "sudoku", seed=3)
     record = {"args": to_json(made), "seed": 3, "device": "cpu", "precision": "float32", "threads": 1}
-    place = run(tmp_path / "mdlm-3", program=experiment.__name__, about=experiment.about(made), **record)
+    place = run(tmp_path / "mdlm-3", program=experiment.__name__, about=experiment.run_description(made), **record)
     assert command(load_run(place)) == "denoiserl run mdlm --seed 3"
 
 
 def test_another_task_is_named(tmp_path: Path) -> None:
     made = experiment.Args("td3_bc", {}, "offline", {"data": "ring"}, seed=0)
-    place = run(tmp_path / "td3_bc-0", about=experiment.about(made), seed=0)
+    place = run(tmp_path / "td3_bc-0", about=experiment.run_description(made), seed=0)
     assert command(load_run(place)) == "denoiserl run td3_bc --task.data ring"
     made = experiment.Args("dppo", {}, "offline", {}, seed=0)
-    place = run(tmp_path / "dppo-0", about=experiment.about(made), seed=0)
+    place = run(tmp_path / "dppo-0", about=experiment.run_description(made), seed=0)
     assert command(load_run(place)) == "denoiserl run dppo --task offline"
 
 

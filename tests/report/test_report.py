@@ -27,10 +27,10 @@ from denoiserl.report import (
     comparison_section,
     gif,
     image_grid,
-    page,
     print_comparisons,
+    render_page,
     run_report,
-    write,
+    write_page,
 )
 from denoiserl.stats import Comparison, Interval
 
@@ -106,7 +106,7 @@ def test_every_piece_is_well_formed_self_contained_and_escaped() -> None:
         Settings(EVIL, {"lr": 3e-4, EVIL: [EVIL, Path("/a")]}),
         Fold(EVIL, [Prose(EVIL)]),
     ]
-    reader = read(page(EVIL, [Section(EVIL, pieces), Section(EVIL, [])], EVIL, EVIL))
+    reader = read(render_page(EVIL, [Section(EVIL, pieces), Section(EVIL, [])], EVIL, EVIL))
     assert reader.said.count(EVIL) >= 14 and "0.1235" in reader.said
     images = [a for a in reader.addresses if a.startswith("data:image/png")]
     assert [base64.b64decode(a.split(",")[1]) for a in images] == [PICTURE, PICTURE]
@@ -120,21 +120,21 @@ def test_wrong_pieces_are_refused() -> None:
         ("text", "cannot show a str"),
     ):
         with pytest.raises(RunError, match=said):
-            page("t", [Section("s", [wrong])])  # type: ignore[list-item]
+            render_page("t", [Section("s", [wrong])])  # type: ignore[list-item]
 
 
 def test_write_replaces_whole(tmp_path: Path) -> None:
-    path = write(tmp_path / "deep" / "report.html", "one", [])
+    path = write_page(tmp_path / "deep" / "report.html", "one", [])
     first = path.read_text()
     with pytest.raises(RunError):
-        write(path, "two", [Section("s", [Figure(b"broken")])])
+        write_page(path, "two", [Section("s", [Figure(b"broken")])])
     assert path.read_text() == first and [p.name for p in path.parent.iterdir()] == ["report.html"]
-    write(path, "two", [])
+    write_page(path, "two", [])
     assert "<title>two</title>" in path.read_text()
 
 
 def test_comparisons_on_the_page_and_in_the_terminal_say_the_same() -> None:
-    said = read(page("t", [comparison_section(COMPARED)])).said
+    said = read(render_page("t", [comparison_section(COMPARED)])).said
     file = io.StringIO()
     print_comparisons(COMPARED, Console(file=file, width=200), "title")
     shown = file.getvalue()
@@ -162,7 +162,7 @@ def test_report_of_a_run(tmp_path: Path) -> None:
         tmp_path / "run",
         rows,
         program="denoiserl.experiments.experiment",
-        about=experiment.about(experiment.Args("dppo", seed=7)),
+        about=experiment.run_description(experiment.Args("dppo", seed=7)),
         args={"seed": 7},
         finished=None,
         versions={"torch": "2.x"},

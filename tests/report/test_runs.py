@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.report import Curve, across, learning_curves, overlay, run_report
+from denoiserl.report import Curve, learning_curves, mean_over_runs, overlay, run_report
 from denoiserl.report.provenance import load_run
 from denoiserl.report.runs_report import group_by_arm
 from denoiserl.stats import binomial
@@ -67,7 +67,7 @@ def test_straight_lines_are_averaged_exactly_wherever_their_points_lie() -> None
 def test_at_shared_points_it_is_the_mean_across_seeds() -> None:
     runs = [[{"iteration": i, "r": math.sin(3 * i + s)} for i in range(8)] for s in range(4)]
     given = [Curve("r", tuple(range(8)), tuple(row["r"] for row in rows)) for rows in runs]
-    one, two = overlay(given, "r"), across(runs, "r")
+    one, two = overlay(given, "r"), mean_over_runs(runs, "r")
     assert one.x == two.x
     for name in ("y", "low", "high"):
         assert getattr(one, name) == pytest.approx(getattr(two, name))

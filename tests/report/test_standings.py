@@ -10,8 +10,8 @@ import torch
 from rich.console import Console
 
 from denoiserl.core.errors import RunError
-from denoiserl.report import console_standings, page, print_standings, standings_section, verdict
-from denoiserl.report.formatting import count, decimals, duration, number, probability, scope
+from denoiserl.report import console_standings, print_standings, render_page, standings_section, verdict
+from denoiserl.report.formatting import comparison_scope, count, decimals, duration, number, probability
 from denoiserl.stats import standings
 from denoiserl.stats.interval import Interval
 from denoiserl.stats.standing import ComparisonRow, ComparisonTable, Contrast
@@ -33,26 +33,34 @@ def test_a_verdict_names_the_better_arm_first_whichever_way_the_pair_was_held() 
     one = Contrast("dppo", "ppo", Interval(0.2, 0.05, 0.35, 3), 0.0134, True, 0.1)
     two = Contrast("ppo", "dppo", Interval(-0.2, -0.35, -0.05, 3), 0.0134, True, 0.1)
     said = {verdict(table(c), c) for c in (one, two)}
-    assert said == {"dppo is above ppo by 20 [5, 35] points, p = 0.013."}
+    assert said == {"dppo is better than ppo (20 points more, 95 % interval 5 to 35, p = 0.013)."}
 
 
 def test_where_lower_is_better_the_better_arm_is_below() -> None:
     c = Contrast("dppo", "ppo", Interval(3.25, 1.5, 5.0, 3), 0.0001, True, 1.0)
-    assert verdict(table(c, "s", "lower"), c) == "ppo is below dppo by 3.2 [1.5, 5.0] s, p < 0.001."
+    assert (
+        verdict(table(c, "s", "lower"), c)
+        == "ppo is better than dppo (3.2 s less, 95 % interval 1.5 to 5.0, p < 0.001)."
+    )
 
 
 def test_what_is_not_separated_is_not_called_better_or_equal() -> None:
     c = Contrast("dppo", "ppo", Interval(0.04, -0.1, 0.18, 3), 0.4, False, 0.15)
     said = verdict(table(c), c)
-    assert "[−10, 18] points, p = 0.4: not separated" in said and "detects a difference of 15 points" in said
+    assert said == (
+        "No difference shown between dppo and ppo (dppo: 4 points more, 95 % interval −10 to 18, p = 0.4). This design "
+        "detects 15 points with power 0.8."
+    )
     blind = Contrast("dppo", "ppo", Interval(0.04, -0.1, 0.18, 2), 0.4, False, math.inf)
     assert "hardly detect any difference" in verdict(table(blind), blind) and "inf" not in verdict(table(blind), blind)
 
 
 def test_the_scope_says_what_the_verdict_is_about() -> None:
     c = Contrast("dppo", "ppo", Interval(0.2, 0.05, 0.35, 3), 0.01, True, 0.1)
-    assert "3 training seeds, and so about the methods" in scope(table(c)) and "share a letter" in scope(table(c))
-    about = scope(table(None, basis="trials"))
+    assert "3 training seeds, and so about the methods" in comparison_scope(
+        table(c)
+    ) and "share a letter" in comparison_scope(table(c))
+    about = comparison_scope(table(None, basis="trials"))
     assert "about these policies, not about the methods" in about and "p is" not in about
 
 
@@ -64,7 +72,7 @@ def test_terminal_and_page_say_the_same_of_real_standings() -> None:
     file = io.StringIO()
     print_standings(found, Console(file=file, width=220))
     shown = file.getvalue()
-    text = page("t", [standings_section(found)])
+    text = render_page("t", [standings_section(found)])
     assert len(found.contrasts) == 3 and "<b>" not in text and "&lt;b&gt;" in text
     for c in found.contrasts:
         said = verdict(found, c)
@@ -101,7 +109,9 @@ def test_many_pairs_are_folded_away() -> None:
     rows = tuple(ComparisonRow(n, Interval(0.5, 0.4, 0.6, 9), (0.5,), "a") for n in "abcd")
     pairs = [(a, b) for i, a in enumerate("abcd") for b in "abcd"[i + 1 :]]
     contrasts = tuple(Contrast(a, b, Interval(0.0, -0.1, 0.1, 9), 1.0, False, 0.2) for a, b in pairs)
-    text = page("t", [standings_section(ComparisonTable("x", "x", "%", "higher", 0.05, rows, contrasts, "trials"))])
+    text = render_page(
+        "t", [standings_section(ComparisonTable("x", "x", "%", "higher", 0.05, rows, contrasts, "trials"))]
+    )
     assert "Every pair: 0 of 6 separated" in text
 
 

@@ -64,7 +64,7 @@ def test_a_true_sample_passes_and_each_fraud_is_named() -> None:
     train, held_out, true = system(1500, 0), system(600, 1), system(1500, 2)
     good = fidelity(true, train, held_out, Rng(0), 120)
     assert max(good.ks) < 0.08 and good.correlation < 0.05 and 0.9 < good.memorised < 1.1 and good.copies < 0.02
-    assert good.surprise[0] == pytest.approx(good.surprise[1], rel=0.15) and not good.warnings()
+    assert good.dynamics_error[0] == pytest.approx(good.dynamics_error[1], rel=0.15) and not good.warnings()
     assert names(true) == ("obs 0", "obs 1", "action 0", "reward", "next obs 0", "next obs 1", "terminated")
 
     copied = fidelity(add_gaussian_noise(train, 1500, 0.0003, Rng(5)), train, held_out, Rng(0), 120)
@@ -76,7 +76,7 @@ def test_a_true_sample_passes_and_each_fraud_is_named() -> None:
     swapped = replace(true, next_obs=true.next_obs[Rng(6).permutation(1500)])
     wrong = fidelity(swapped, train, held_out, Rng(0), 120)
     assert max(wrong.ks) < 0.08, "its marginals are perfect"
-    assert wrong.surprise[0] > 5 * wrong.surprise[1] and "dynamics" in " ".join(wrong.warnings())
+    assert wrong.dynamics_error[0] > 5 * wrong.dynamics_error[1] and "dynamics" in " ".join(wrong.warnings())
 
     shifted = fidelity(replace(true, reward=true.reward - 1), train, held_out, Rng(0), 120)
     assert "reward" in " ".join(shifted.warnings()) and "obs 0" not in " ".join(shifted.warnings())

@@ -225,6 +225,6 @@ def test_comparison_survives_json_and_refuses_strangers() -> None:
 
 def test_values_are_shown_with_digits_that_mean_something() -> None:
     rate = Comparison("robot", "success", row(0.3), row(0.8), unit="%")
-    assert rate.show(0.8) == "80.0%"
+    assert rate.format_value(0.8) == "80.0%"
     reward = Comparison("robot", "return", Interval(-1068, -1100, -1000, 9), Interval(-191, -250, -120, 9))
-    assert reward.show(-191.23) == "-191"
+    assert reward.format_value(-191.23) == "-191"

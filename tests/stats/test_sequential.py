@@ -95,19 +95,19 @@ def test_stops_are_the_first_time_that_the_evidence_suffices() -> None:
 def test_a_race_of_two_is_the_test_of_the_pair() -> None:
     x, y = paired_outcomes(0.8, 0.3, 20, 100, Rng(1))
     for first, second in zip(x, y, strict=True):
-        race = SequentialComparison(["new", "old"], most=100)
+        race = SequentialComparison(["new", "old"], max_trials=100)
         for a, b in zip(first, second, strict=True):
             if not race.done:
                 race.update({"new": a, "old": b})
         stop = int(stopping_time(e_pairs(first, second), 0.025))
         assert race.starts == (stop or 100) and race.separated == ([("new", "old")] if stop else [])
         best = e_pairs(first, second)[: race.starts].max()
-        assert race.p("new", "old") == pytest.approx(min(1, math.exp(-best)))
+        assert race.p_value("new", "old") == pytest.approx(min(1, math.exp(-best)))
 
 
 def run(rates: dict[str, float], seed: int, most: int = 120) -> SequentialComparison:
     g = numpy.random.default_rng(seed)
-    race = SequentialComparison(list(rates), most=most)
+    race = SequentialComparison(list(rates), max_trials=most)
     while not race.done:
         race.update({name: g.random() < rates[name] for name in race.active_arms})
     return race
@@ -142,7 +142,7 @@ def test_the_step_down_asks_less_of_the_last_pair_than_of_the_first() -> None:
 def test_a_race_goes_on_exactly_where_it_was_saved() -> None:
     g = numpy.random.default_rng(2)
     rows = [{"a": int(g.random() < 0.7), "b": int(g.random() < 0.5), "c": int(g.random() < 0.3)} for _ in range(60)]
-    whole, part, rest = (SequentialComparison(["a", "b", "c"], most=200) for _ in range(3))
+    whole, part, rest = (SequentialComparison(["a", "b", "c"], max_trials=200) for _ in range(3))
     for row in rows:
         whole.update(row)
     for row in rows[:30]:
@@ -152,7 +152,7 @@ def test_a_race_goes_on_exactly_where_it_was_saved() -> None:
         rest.update(row)
     assert rest.state_dict() == whole.state_dict() and rest.letters() == whole.letters()
     with pytest.raises(RunError, match="level"):
-        SequentialComparison(["a", "b", "c"], level=0.1, most=200).load_state_dict(part.state_dict())
+        SequentialComparison(["a", "b", "c"], level=0.1, max_trials=200).load_state_dict(part.state_dict())
 
 
 def test_refusals() -> None:
@@ -171,8 +171,8 @@ def test_refusals() -> None:
     with pytest.raises(InvalidInputError, match="error rate"):
         SequentialComparison(["a", "b"], level=5)
     with pytest.raises(RunError, match="positive"):
-        SequentialComparison(["a", "b"], most=0)
-    race = SequentialComparison(["a", "b"], most=1)
+        SequentialComparison(["a", "b"], max_trials=0)
+    race = SequentialComparison(["a", "b"], max_trials=1)
     with pytest.raises(InvalidInputError, match="no rates"):
         race.letters()
     for outcome, error, why in (
@@ -188,6 +188,6 @@ def test_refusals() -> None:
     with pytest.raises(RunError, match="comparison is done"):
         race.update({"a": 1, "b": 0})
     with pytest.raises(RunError, match="itself"):
-        race.p("a", "a")
+        race.p_value("a", "a")
     with pytest.raises(RunError, match="no arm 'z'"):
-        race.p("a", "z")
+        race.p_value("a", "z")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.stats import Trials, fingerprint, join, mcnemar, pairs, read, write
+from denoiserl.stats import Trials, fingerprint, join_runs, mcnemar, pairs, read, write
 
 A = Trials("aaaa", "push", "success", (1, 2, 3), (1.0, 0.0, 1.0), (10, 50, 12), "inside for 5 steps")
 B = replace(A, policy="bbbb", starts=(3, 1, 2), value=(0.0, 1.0, 0.0))
@@ -37,9 +37,9 @@ def test_unpaired_trials_are_refused_with_the_test_that_does_not_need_pairs() ->
 
 def test_join_puts_runs_together() -> None:
     more = replace(A, starts=(8, 9), value=(1.0, 1.0), steps=(5, 6))
-    whole = join(A, more)
+    whole = join_runs(A, more)
     assert whole.starts == (1, 2, 3, 8, 9) and sum(whole.value) == 4 and whole.steps == (10, 50, 12, 5, 6)
-    assert join(A, replace(more, steps=None)).steps is None
+    assert join_runs(A, replace(more, steps=None)).steps is None
 
 
 def test_join_refuses_what_does_not_belong_together() -> None:
@@ -52,7 +52,7 @@ def test_join_refuses_what_does_not_belong_together() -> None:
         ({"starts": (3, 9)}, "1 starts are in both .the first: 3"),
     ):
         with pytest.raises(InvalidInputError, match=why):
-            join(A, replace(more, **change))
+            join_runs(A, replace(more, **change))
 
 
 def test_what_is_no_record_of_trials_is_refused() -> None:
@@ -75,7 +75,7 @@ def test_json_lines_round_trip_and_may_be_concatenated(tmp_path: Path) -> None:
     write(tmp_path / "more.jsonl", [more])
     both = (tmp_path / "all.jsonl").read_text() + (tmp_path / "more.jsonl").read_text()
     (tmp_path / "both.jsonl").write_text(both)
-    assert read(tmp_path / "both.jsonl") == [join(A, more), B, plain]
+    assert read(tmp_path / "both.jsonl") == [join_runs(A, more), B, plain]
 
 
 def test_broken_lines_are_named(tmp_path: Path) -> None:

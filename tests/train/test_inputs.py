@@ -55,7 +55,7 @@ def train(a, keep):
 """
 
 
-GROWS = "\ndef grows(args): return args['final_lr_fraction'] == 1.0\n"
+EXTENDABLE = "\ndef may_extend(args): return args['final_lr_fraction'] == 1.0\n"
 
 
 def recipe(tmp_path: Path, grows: str = ""):
@@ -258,7 +258,7 @@ def test_data_in_memory_only_is_not_read_for_a_fingerprint(monkeypatch) -> None:
 
 
 def test_more_iterations_go_on_as_the_longer_run_would_have(tmp_path: Path) -> None:
-    toy = recipe(tmp_path, GROWS)
+    toy = recipe(tmp_path, EXTENDABLE)
     go(toy, tmp_path / "whole", 9)
     for iterations in (4, 5, 9):
         go(toy, tmp_path / "grown", iterations)
@@ -270,7 +270,7 @@ def test_more_iterations_go_on_as_the_longer_run_would_have(tmp_path: Path) -> N
         go(toy, tmp_path / "grown", 8)
 
 
-@pytest.mark.parametrize(("grows", "final_lr_fraction"), [("", 1.0), (GROWS, 0.0)])
+@pytest.mark.parametrize(("grows", "final_lr_fraction"), [("", 1.0), (EXTENDABLE, 0.0)])
 def test_more_iterations_are_refused_where_a_schedule_depends_on_them(tmp_path, grows, final_lr_fraction) -> None:
     toy = recipe(tmp_path, grows)
     go(toy, tmp_path / "run", 4, final_lr_fraction)

@@ -161,10 +161,10 @@ def test_a_budget_ends_the_loop_at_the_first_border_that_reaches_it(tmp_path):
     keep = Run(tmp_path, budget={"env_steps": 150})
     assert loop(keep.stage("a"), 2) == [0, 1]
     assert loop(keep.stage("b"), None) == [0, 1, 2]  # what is left of the run's budget
-    assert loop(keep.stage("c")) == [] and keep.spent()["env_steps"] == 150
+    assert loop(keep.stage("c")) == [] and keep.usage()["env_steps"] == 150
     more = Run(tmp_path, budget={"env_steps": 200})  # another process with more to spend
     assert loop(more.stage("a"), 2) == [] and loop(more.stage("b"), None) == [3, 4]
-    assert more.spent()["env_steps"] == 210
+    assert more.usage()["env_steps"] == 210
     assert loop(Run().stage("d", budget={"env_steps": 30})) == [0]
 
 
@@ -266,7 +266,7 @@ def test_the_best_policy_and_its_score_survive(tmp_path):
                 taken.append(it)
             if it == leave:
                 return taken
-        keep.last(policy)
+        keep.save_last(policy)
         return taken
 
     assert loop(leave=4) == [0, 1]

@@ -111,14 +111,14 @@ def test_averages_of_low_precision_arrive(dtype: torch.dtype, tmp_path) -> None:
     """1 towards 1.5 at decay 0.999 for 2000 updates: 1.5 - 0.5 · 0.999^2000 = 1.4324. Resumed half way."""
     net = nn.Linear(8, 8, bias=False).to(dtype)
     nn.init.constant_(net.weight, 1.0)
-    ema = EMA(net, power=1e9, most=0.999)
+    ema = EMA(net, power=1e9, max_decay=0.999)
     ema.n = 1
     with torch.no_grad():
         net.weight.add_(0.5)
     for _ in range(1000):
         ema.update()
     store.write(tmp_path / "ema", ema.state_dict())
-    ema = EMA(net, power=1e9, most=0.999)
+    ema = EMA(net, power=1e9, max_decay=0.999)
     ema.load_state_dict(store.read(tmp_path / "ema"))
     for _ in range(1000):
         ema.update()
@@ -170,7 +170,7 @@ def test_a_set_follows_in_low_precision(dtype: torch.dtype, tmp_path) -> None:
 def test_unit_vectors_of_spectral_norm_are_copied(norm) -> None:
     torch.manual_seed(0)
     net = nn.Sequential(norm(nn.Linear(4, 16)), nn.BatchNorm1d(16), nn.Linear(16, 1))
-    opt, ema = adamw(net.parameters(), 3e-2), EMA(net, most=0.9)
+    opt, ema = adamw(net.parameters(), 3e-2), EMA(net, max_decay=0.9)
     for i in range(60):
         optimizer_step(opt, (net(Rng(i).normal(32, 4)) - 1).square().mean())
         ema.update()

@@ -105,7 +105,7 @@ def test_ema_of_a_linear_sequence_is_its_closed_form():
 
 def test_a_capped_ema_lags_a_linear_sequence_by_its_window():
     net = nn.Linear(1, 1, bias=False, dtype=torch.float64)
-    ema = EMA(net, most=0.9)
+    ema = EMA(net, max_decay=0.9)
     for i in range(500):
         nn.init.constant_(net.weight, i)
         ema.update()

@@ -22,12 +22,12 @@ class Screened(NamedTuple):
 
 
 def mask_invalid_rewards(
-    reward: Tensor, invalid_rewards: Literal["error", "drop"] = "error", most: float = 0.5
+    reward: Tensor, invalid_rewards: Literal["error", "drop"] = "error", max_invalid_share: float = 0.5
 ) -> Screened:
     """Find rewards that are NaN or infinite, of any shape.
 
     ``"error"`` raises InvalidInputError with the samples; ``"drop"`` marks them in ``valid`` and counts them. More than
-    a share ``most`` of bad rewards is an error either way, because then the reward is at fault.
+    a share ``max_invalid_share`` of bad rewards is an error either way, because then the reward is at fault.
     """
     if invalid_rewards not in ("error", "drop"):
         raise InvalidInputError(unknown_name_message(invalid_rewards, ("error", "drop"), "invalid_rewards"))
@@ -36,9 +36,9 @@ def mask_invalid_rewards(
         finite(reward=reward)
     valid = torch.isfinite(reward)
     count = reward.numel() - int(valid.sum())
-    if count > most * reward.numel():
+    if count > max_invalid_share * reward.numel():
         raise InvalidInputError(
-            f"{count} of {reward.numel()} rewards are not finite, more than the allowed share {most}."
+            f"{count} of {reward.numel()} rewards are not finite, more than the allowed share {max_invalid_share}."
         )
     return Screened(reward.masked_fill(~valid, torch.nan), valid, count)
 

@@ -13,7 +13,7 @@ import tyro
 import denoiserl
 from denoiserl.cli import Misuse
 from denoiserl.cli.compare import count_cores
-from denoiserl.cli.options import Flag, JsonOption, hint, parse, print_table
+from denoiserl.cli.options import Flag, JsonOption, help_hint, parse, print_table
 from denoiserl.core.errors import unknown_name_message
 from denoiserl.core.settings import CountOrZero, Settings
 
@@ -37,9 +37,9 @@ class ClaimOptions(Settings):
     confirm: Flag = False
     """of stale records: repeat one seed, and record if all numbers are the same"""
     json: JsonOption = False
-    jobs: Annotated[CountOrZero | None, hint("(default: one per core)")] = None
+    jobs: Annotated[CountOrZero | None, help_hint("(default: one per core)")] = None
     """number of parallel processes"""
-    out: Annotated[Path | None, hint("(default: the package's ledger)")] = None
+    out: Annotated[Path | None, help_hint("(default: the package's ledger)")] = None
     """folder of the records"""
     progress: bool = True
     """show progress"""
@@ -76,7 +76,7 @@ def _confirm(names: Sequence[str], args: ClaimOptions) -> None:
     """Repeat one seed of each stale record, and write those whose numbers are the same."""
     from denoiserl.experiments.claims import confirm, ledger, runner
 
-    failed, stale = [], [name for name in names if ledger.stale(name)]
+    failed, stale = [], [name for name in names if ledger.is_stale(name)]
     for name in stale:
         jobs = count_cores() if args.jobs is None else args.jobs
         record, different = confirm.confirm(name, None, jobs, args.progress and not args.json)
@@ -100,10 +100,10 @@ def _print_list(names: tuple[str, ...], as_json: bool) -> None:
 
     rows, records = [], []
     for name in names:
-        record, stale = ledger.record(name), ledger.stale(name)
+        record, stale = ledger.record(name), ledger.is_stale(name)
         records.append({"name": name, "stale": stale, **(record or {"verdict": "not tried"})})
         verdict = record["verdict"] if record else "not tried"
-        claim = ledger.claim(name)
+        claim = ledger.load_claim(name)
         when = f"{record['date']}, {record['size']}" if record else ""
         rows.append((name, claim.claim, claim.paper, verdict + (" (stale)" if stale else ""), when))
     if as_json:

@@ -20,7 +20,7 @@ from denoiserl.cli.options import (
     Flag,
     JsonOption,
     MaxEpisodeStepsOption,
-    hint,
+    help_hint,
     parse,
     print_table,
 )
@@ -58,7 +58,7 @@ class CollectOptions(Settings):
     """keep only the episodes that succeed"""
     execution_horizon: ExecutionHorizonOption = None
     max_episode_steps: MaxEpisodeStepsOption = None
-    fps: Annotated[Count | None, hint("(default: the environment's)")] = None
+    fps: Annotated[Count | None, help_hint("(default: the environment's)")] = None
     """with --format lerobot: frames per second"""
     num_envs: Count = 16
     """parallel environments; the episodes are the same for any number"""
@@ -79,7 +79,7 @@ def collect(argv: list[str]) -> None:
         raise Misuse("--execution-horizon and --device are options of a policy: give a --policy, or leave them out.")
     from denoiserl.data.formats.any import write_as
     from denoiserl.envs.by_name import environment, has_script, record_expert
-    from denoiserl.envs.frame_stack import newest
+    from denoiserl.envs.frame_stack import newest_frame
     from denoiserl.envs.record import constant_dimensions, record, with_action_noise
     from denoiserl.envs.remarks import remarks
 
@@ -101,8 +101,8 @@ def collect(argv: list[str]) -> None:
         recording = record(env, act, n, args.seed, args.num_envs, on_progress=on_episode, first=first)
         if history == 1:
             return recording
-        demos = replace(recording.demos, observations=newest(recording.demos.observations, history))
-        return replace(recording, demos=demos, last=newest(recording.last, history))
+        demos = replace(recording.demos, observations=newest_frame(recording.demos.observations, history))
+        return replace(recording, demos=demos, last=newest_frame(recording.last, history))
 
     with _progress_bar(args) as show, remarks() as remark_lines:
         found = _record_in_blocks(args, record_block, show)
@@ -149,7 +149,7 @@ def _notes(found: Any, remark_lines: Sequence[str], name: str) -> list[str]:
     returns = [0.0] * len(lengths) if found.demos.returns is None else found.demos.returns.tolist()
     return [
         *(line for line in remark_lines if remarks.ALIKE not in line),
-        *remarks.alike(starts, lengths, returns, name),
+        *remarks.equal_start_notes(starts, lengths, returns, name),
     ]
 
 
@@ -191,21 +191,21 @@ def _make_actor(args: CollectOptions, env: Any) -> tuple[Callable[..., Any], Any
     """Return act(obs, rng) -> actions, the environment as the policy observes it, and its number of observations."""
     if ":" in args.policy and not Path(args.policy).exists():
         from denoiserl.core.imports import import_object
-        from denoiserl.envs.spaces import decides
+        from denoiserl.envs.spaces import as_actor
 
-        return decides(import_object(args.policy)), env, 1
+        return as_actor(import_object(args.policy)), env, 1
     from denoiserl.cli.load_policy import load_policy
-    from denoiserl.control.acting import eval_actor, suits
+    from denoiserl.control.acting import check_policy_fits, eval_actor
     from denoiserl.envs import Collector
-    from denoiserl.envs.frame_stack import history, shown
+    from denoiserl.envs.frame_stack import history, with_policy_history
 
     found = load_policy(args.policy, args.checkpoint, args.device)
     task = found.task() if hasattr(found.program, "task_of") else None
     policy = found.load(task)
-    seen = shown(env, policy)
+    seen = with_policy_history(env, policy)
     probe = Collector(seen, 1)
     probe.close()
-    suits(policy, probe, args.policy)
+    check_policy_fits(policy, probe, args.policy)
     return eval_actor(policy, args.execution_horizon), seen, 1 if seen is env else history(policy)
 
 
@@ -225,14 +225,14 @@ def _half_action_range(env: Any) -> Any:
 
 def _fps(env: Any, args: CollectOptions) -> int:
     """Return the frames per second of the recording."""
-    from denoiserl.envs.backends.answer import shut
+    from denoiserl.envs.backends.answer import close_env
 
     if args.fps is None:
         probe = env() if callable(env) else None  # envpool's ids have none
         owners = (probe, getattr(probe, "sim", None))  # the environment, or the simulator that it wraps
         metadata = (getattr(owner, "metadata", None) or {} for owner in owners)
         known = next((each["render_fps"] for each in metadata if "render_fps" in each), None)
-        shut(probe)
+        close_env(probe)
         if known is None:
             raise Misuse(f"{args.env} does not say how many frames per second it has: give --fps.")
         return int(known)

@@ -13,7 +13,7 @@ import tyro
 
 from denoiserl import recipes
 from denoiserl.cli import Misuse
-from denoiserl.cli.options import JsonOption, hint, parse
+from denoiserl.cli.options import JsonOption, help_hint, parse
 from denoiserl.cli.task_options import TASK_HELP, parse_literal, require_task, split_task_args
 from denoiserl.core.counters import UNITS
 from denoiserl.core.errors import unknown_name_message
@@ -40,23 +40,23 @@ class CompareOptions(Settings):
     """unit of the budget: env_steps, denoiser_calls, denoiser_rows, reward_calls, updates or seconds"""
     num_seeds: Count = 5
     """number of training seeds: 0, 1, ..."""
-    seeds: Annotated[tuple[Seed, ...], hint("(default: --num-seeds of them)")] = ()
+    seeds: Annotated[tuple[Seed, ...], help_hint("(default: --num-seeds of them)")] = ()
     """the training seeds themselves: 3 4 5"""
     trials: Count = 200
     """number of held-out trials of each policy; all arms of a seed get the same trials"""
     tuning_runs: Count = 1
     """tuning runs per arm, on a seed of their own; 1: keep the settings as they are"""
-    set: Annotated[tuple[str, ...], hint("(default: none)")] = ()
+    set: Annotated[tuple[str, ...], help_hint("(default: none)")] = ()
     """settings of arms: dppo.lr=1e-4 ppo.num_envs=20"""
     num_evals: CountOrZero = 5
     """number of held-out evaluations during training"""
     error_rate: OpenFraction = 0.05
     """error rate of all verdicts together"""
-    jobs: Annotated[CountOrZero | None, hint("(default: one per core)")] = None
+    jobs: Annotated[CountOrZero | None, help_hint("(default: one per core)")] = None
     """number of parallel processes; 0: train in this process"""
     device: str = "cpu"
     """where to compute"""
-    out: Annotated[Path | None, hint("(default: runs/compare-TASK)")] = None
+    out: Annotated[Path | None, help_hint("(default: runs/compare-TASK)")] = None
     """the folder of the comparison"""
     progress: bool = True
     """show progress"""

@@ -10,7 +10,15 @@ import tyro
 
 from denoiserl.cli import Misuse
 from denoiserl.cli.load_policy import load_policy
-from denoiserl.cli.options import CheckpointOption, DeviceOption, ExecutionHorizonOption, Flag, JsonOption, hint, parse
+from denoiserl.cli.options import (
+    CheckpointOption,
+    DeviceOption,
+    ExecutionHorizonOption,
+    Flag,
+    JsonOption,
+    help_hint,
+    parse,
+)
 from denoiserl.core.settings import Count, Seed, Settings
 
 
@@ -20,11 +28,11 @@ class DoctorOptions(Settings):
 
     policy: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN|POLICY")]
     """the folder of a run, or of a saved policy"""
-    env: Annotated[str | None, hint("(default: the run's task)")] = None
+    env: Annotated[str | None, help_hint("(default: the run's task)")] = None
     """Hopper-v5, metaworld:drawer-open-v3, my_module:make_env or my_file.py:make_env"""
-    reward: Annotated[str | None, hint("(default: the run's task)")] = None
+    reward: Annotated[str | None, help_hint("(default: the run's task)")] = None
     """my_module:reward or my_file.py:reward, a function (sample, prompts) -> [B]"""
-    prompts: Annotated[str | None, hint("(default: none)")] = None
+    prompts: Annotated[str | None, help_hint("(default: none)")] = None
     """with --reward: a function that returns prompts [P, ...]"""
     num_samples: Count = 64
     """number of samples to draw"""
@@ -59,7 +67,7 @@ def doctor(argv: list[str]) -> None:
         raise Misuse("--prompts are the prompts of a reward: give --reward too.")
     loaded = load_policy(args.policy, args.checkpoint, args.device)
     from denoiserl.core.rng import Rng
-    from denoiserl.doctor import examine, print_findings, worst
+    from denoiserl.doctor import examine, print_findings, worst_level
     from denoiserl.envs import Collector
 
     task = loaded.task() if hasattr(loaded.program, "task_of") else None
@@ -84,7 +92,7 @@ def doctor(argv: list[str]) -> None:
         print(json.dumps([asdict(f) for f in findings], indent=2, ensure_ascii=False))
     else:
         print_findings(findings)
-    if worst(findings) == "error":
+    if worst_level(findings) == "error":
         raise SystemExit(1)
 
 
@@ -110,9 +118,9 @@ def _signal(args: DoctorOptions, loaded: Any, task: Any, policy: Any) -> tuple[A
     """Return (env, reward, prompts): those of the options, else the run's own."""
     if args.env:
         from denoiserl.envs.by_name import environment
-        from denoiserl.envs.frame_stack import shown
+        from denoiserl.envs.frame_stack import with_policy_history
 
-        return shown(environment(args.env), policy), None, None
+        return with_policy_history(environment(args.env), policy), None, None
     if args.reward:
         from denoiserl.core.imports import import_object
 

@@ -21,7 +21,7 @@ from denoiserl.cli.options import (
     Flag,
     JsonOption,
     MaxEpisodeStepsOption,
-    hint,
+    help_hint,
     parse,
     print_table,
 )
@@ -42,7 +42,7 @@ class EvalOptions(Settings):
 
     policies: PolicyWords
     """folders of runs, or of saved policies; several are evaluated on the same trials and compared"""
-    env: Annotated[str | None, hint("(default: the run's task)")] = None
+    env: Annotated[str | None, help_hint("(default: the run's task)")] = None
     """Hopper-v5, metaworld:drawer-open-v3, my_module:make_env or my_file.py:make_env"""
     task: Annotated[str | None, tyro.conf.arg(help=TASK_HELP, help_behavior_hint="(default: the run's task)")] = None
     execution_horizon: ExecutionHorizonOption = None
@@ -56,11 +56,11 @@ class EvalOptions(Settings):
     error_rate: OpenFraction = 0.05
     """error rate of all verdicts together"""
     checkpoint: CheckpointOption = "best"
-    metrics: Annotated[tuple[str, ...], hint("(default: all)")] = ()
+    metrics: Annotated[tuple[str, ...], help_hint("(default: all)")] = ()
     """metrics to show"""
     media: bool = True
     """write plots and videos"""
-    out: Annotated[Path | None, hint("(default: RUN/eval, or runs/eval-A-B)")] = None
+    out: Annotated[Path | None, help_hint("(default: RUN/eval, or runs/eval-A-B)")] = None
     """the folder to write: eval.json, trials.jsonl, the plot and the videos"""
     device: DeviceOption = None
     json: JsonOption = False

@@ -59,7 +59,7 @@ def load_policy(word: str, checkpoint: str, device: str | None) -> LoadedPolicy:
     if store.exists(Path(word)) and not (Path(word) / "run.json").is_file():
         if (other := foreign.policy(Path(word))) is not None:
             raise RunError(f"{word} is {other}")
-        tree = store.peek(Path(word))
+        tree = store.read_structure(Path(word))
         if not isinstance(tree, dict) or tree.get("kind") != "denoiserl policy":
             raise RunError(f"{word} holds no policy: give the folder of a run, or one that Policy.save wrote")
         return LoadedPolicy(Path(word), None, None, None, DeviceConfig(device or "cpu", "float32", 1))

@@ -99,7 +99,7 @@ def _bare_type(kind: Any) -> Any:
     return typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
 
 
-def hint(text: str) -> Any:
+def help_hint(text: str) -> Any:
     """Return what the help of an option says instead of its default."""
     return tyro.conf.arg(help_behavior_hint=text)
 

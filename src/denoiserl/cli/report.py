@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from denoiserl.cli import Misuse
-from denoiserl.cli.options import hint, parse
+from denoiserl.cli.options import help_hint, parse
 from denoiserl.cli.run_folders import add_recipe_dir_to_path, find_run_folder
 from denoiserl.core.errors import DenoiseRLError, RunError
 
@@ -23,7 +23,7 @@ class ReportOptions:
         tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN [RUN ...]", help_behavior_hint="(required)")
     ]
     """the folders of runs, all on one page; or the folder of a comparison"""
-    out: Annotated[Path | None, hint("(default: in the folder; of several, runs/report.html)")] = None
+    out: Annotated[Path | None, help_hint("(default: in the folder; of several, runs/report.html)")] = None
     """the page to write"""
 
 

@@ -11,7 +11,7 @@ import tyro
 
 from denoiserl import tasks
 from denoiserl.cli import Misuse
-from denoiserl.cli.options import hint, show_ranges
+from denoiserl.cli.options import help_hint, show_ranges
 from denoiserl.cli.source_args import read_args
 from denoiserl.cli.task_options import TASK_WORDS
 from denoiserl.core.counters import UNITS
@@ -27,9 +27,9 @@ class ExperimentOptions(Settings):
     task: Annotated[str, tyro.conf.arg(help=TASK_WORDS, help_behavior_hint="(default: the recipe's own)")] = ""
     seed: Seed = 0
     """random seed of the starting policy, the data and training; the default folder is RECIPE-SEED"""
-    start_kind: Annotated[str | None, hint("(default: the recipe's, or the task's first)")] = None
+    start_kind: Annotated[str | None, help_hint("(default: the recipe's, or the task's first)")] = None
     """kind of starting policy"""
-    eval_every: Annotated[Count | None, hint("(default: a quarter of the iterations)")] = None
+    eval_every: Annotated[Count | None, help_hint("(default: a quarter of the iterations)")] = None
     """iterations between held-out evaluations"""
 
 
@@ -37,7 +37,7 @@ class ExperimentOptions(Settings):
 class ResumeOptions(Settings):
     """Options that may change when a run goes on."""
 
-    budget: Annotated[tuple[str, ...], hint("(default: no limit)")] = ()
+    budget: Annotated[tuple[str, ...], help_hint("(default: no limit)")] = ()
     """limits of the run, such as: env_steps=200000 seconds=600"""
     eval_trials: CountOrZero = 100
     """held-out trials of the best policy after the run; 0: none"""
@@ -54,7 +54,7 @@ class ResumeOptions(Settings):
 class MachineOptions(ResumeOptions):
     """Options of the machine and the run's folder."""
 
-    out: Annotated[Path | None, hint("(default: runs/RECIPE-SEED, or runs/demo)")] = None
+    out: Annotated[Path | None, help_hint("(default: runs/RECIPE-SEED, or runs/demo)")] = None
     """folder of the run"""
     device: str = "cpu"
     """cpu, cuda, cuda:1 or mps"""
@@ -62,9 +62,9 @@ class MachineOptions(ResumeOptions):
     """precision of the networks; medium: float32 with faster products, such as TF32"""
     threads: Count = 1
     """number of CPU threads (1 is best for small networks; use all cores for large ones)"""
-    save_every: Annotated[Count | None, hint("(default: a tenth of each loop, or a minute)")] = None
+    save_every: Annotated[Count | None, help_hint("(default: a tenth of each loop, or a minute)")] = None
     """iterations between saves; changes no numbers"""
-    env_restart_every: Annotated[Count | None, hint("(default: some episodes)")] = None
+    env_restart_every: Annotated[Count | None, help_hint("(default: some episodes)")] = None
     """iterations after which environments are reset, since simulators cannot be saved"""
 
     def runner_settings(self) -> dict[str, Any]:

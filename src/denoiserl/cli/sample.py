@@ -8,7 +8,7 @@ from typing import Annotated
 
 from denoiserl.cli import Misuse
 from denoiserl.cli.load_policy import load_policy
-from denoiserl.cli.options import CheckpointOption, DeviceOption, RunWord, hint, parse
+from denoiserl.cli.options import CheckpointOption, DeviceOption, RunWord, help_hint, parse
 from denoiserl.cli.run_folders import find_run_folder
 from denoiserl.core.errors import RunError
 from denoiserl.core.settings import Count, Seed, Settings
@@ -25,7 +25,7 @@ class SampleOptions(Settings):
     seed: Seed = 0
     """random seed of the samples"""
     checkpoint: CheckpointOption = "best"
-    out: Annotated[Path | None, hint("(default: RUN/samples)")] = None
+    out: Annotated[Path | None, help_hint("(default: RUN/samples)")] = None
     """the folder to write"""
     device: DeviceOption = None
 
@@ -39,7 +39,7 @@ def sample(argv: list[str]) -> None:
         raise Misuse(f"{args.run} is a policy without a run, and so without a task: name the folder of its run.")
     task = loaded.task()
     if task.render is None:
-        raise RunError(f"task {task.name!r} does not say how its policy is shown: give it look(policy, seed, n)")
+        raise RunError(f"task {task.name!r} cannot draw its policy: give it render(policy, seed, n), a dict of files")
     policy = loaded.load(task)
     with loaded.place.activate():
         files = task.render(policy, args.seed, args.num_samples)
@@ -47,7 +47,7 @@ def sample(argv: list[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     for name, content in files.items():
         if Path(name).name != name:
-            raise RunError(f"look of task {task.name!r} names a file {name!r}: give names without folders.")
+            raise RunError(f"render of task {task.name!r} names a file {name!r}: give names without folders.")
         path = out / name
         if isinstance(content, bytes):
             path.write_bytes(content)

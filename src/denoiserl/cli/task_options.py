@@ -17,7 +17,7 @@ TASK_HELP = f"{TASK_WORDS}; its options are --task.NAME, such as --task.env push
 def require_task(word: str) -> None:
     """Raise Misuse if no task has this name."""
     try:
-        tasks.locate(word)
+        tasks.find_task(word)
     except RunError as error:
         raise Misuse(str(error)) from None
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from denoiserl.cli import Misuse
-from denoiserl.cli.options import Flag, JsonOption, hint, parse, print_table
+from denoiserl.cli.options import Flag, JsonOption, help_hint, parse, print_table
 from denoiserl.core.settings import Count, Positive, Seed, Settings
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class UpsampleOptions(Settings):
     out: Path
     """the new folder or .hdf5 file to write"""
     num_rows: Annotated[
-        Count | None, hint("(default: ten times the data, 100000 at most; in Minari's format 20000)")
+        Count | None, help_hint("(default: ten times the data, 100000 at most; in Minari's format 20000)")
     ] = None
     """number of transitions to generate"""
     seed: Seed = 0
@@ -51,7 +51,7 @@ class UpsampleOptions(Settings):
     """hidden layers of the network; 6 as published"""
     sampling_steps: Count = 48
     """denoising steps per sample; 128 as published"""
-    angle_columns: Annotated[tuple[int, ...], hint("(default: none)")] = ()
+    angle_columns: Annotated[tuple[int, ...], help_hint("(default: none)")] = ()
     """columns of the observation that are wrapped angles, in radians"""
     quantile_rewards: Flag = False
     """learn rewards by their ranks: for rewards with rare spikes"""
@@ -59,9 +59,9 @@ class UpsampleOptions(Settings):
     """format of the data set to write"""
     out_of_bounds_actions: Literal["error", "clip"] = "error"
     """what to do with actions outside the action space that the data state"""
-    exclude_episodes: Annotated[str, hint("(default: none)")] = ""
+    exclude_episodes: Annotated[str, help_hint("(default: none)")] = ""
     """numbers of episodes to leave out: 0-2,5"""
-    obs_keys: Annotated[str, hint("(default: all)")] = ""
+    obs_keys: Annotated[str, help_hint("(default: all)")] = ""
     """names of observations to keep, where the data have several: observation.state"""
     device: str = "cpu"
     """where to compute"""
@@ -115,7 +115,7 @@ def _upsample(args: UpsampleOptions, written_format: Kind) -> None:
     if len(train) < FEW:
         print(f"{len(train)} rows to learn from: below {FEW}, a model tends to remember them.", file=sys.stderr)
     run = Run(work, args.device)
-    run.watch = bar.tick
+    run.watch = bar.update
     torch.manual_seed(args.seed)
     rows = train_generator(train, model, Rng(args.seed, args.device), run.stage("learn"), kinds)
     try:
@@ -219,9 +219,9 @@ def _generate(generator: Any, args: UpsampleOptions, bar: Any) -> tuple[Any, flo
 
     assert args.num_rows is not None
     rows = args.num_rows
-    bar.tick(Position("draw", 0, rows, 0))
+    bar.update(Position("draw", 0, rows, 0))
     return generator.sample(
-        rows, Rng(args.seed + 1, args.device), lambda done: bar.tick(Position("draw", done, rows, 0))
+        rows, Rng(args.seed + 1, args.device), lambda done: bar.update(Position("draw", done, rows, 0))
     )
 
 
@@ -260,7 +260,7 @@ def _print_fidelity(found: Any, out: Path, written_format: str, report: Path, pl
             (f"largest KS distance ({found.chance:.3f} by chance)", f"{max(found.ks):.3f}", ""),
             ("change of a correlation, mean (largest)", f"{found.correlation:.3f} ({found.worst:.3f})", ""),
             ("distance to the nearest training row", *(f"{v:.3g}" for v in found.distance)),
-            ("error of the dynamics", *(f"{v:.3g}" for v in found.surprise)),
+            ("error of the dynamics", *(f"{v:.3g}" for v in found.dynamics_error)),
             ("nearly copies of training rows", f"{found.copies:.1%}", ""),
             ("samples dropped, their end uncertain", f"{found.dropped:.1%}", ""),
         ],
@@ -272,5 +272,5 @@ def _print_fidelity(found: Any, out: Path, written_format: str, report: Path, pl
     )
     for sentence in found.warnings():
         print(sentence)
-    count = found.rows["made"]
+    count = found.rows["generated"]
     print(f"\n{out}: {count} transitions, {FORMAT_NAMES[written_format]}. Their fidelity: {report.name}, {plot.name}.")

@@ -12,13 +12,13 @@ from torch import Tensor
 from denoiserl.advantages import normalise
 from denoiserl.core.errors import DenoiseRLError, InvalidInputError, RunError
 from denoiserl.core.rng import Rng
-from denoiserl.core.serialization.config import foreign, to_config
+from denoiserl.core.serialization.config import foreign_network, to_config
 from denoiserl.core.tree import Tree, tree_map
 from denoiserl.data import RunningNormCodec
 from denoiserl.data.rollout import Rollout
 from denoiserl.envs.collector import Collector
 from denoiserl.envs.remarks import remark
-from denoiserl.envs.units import unfit
+from denoiserl.envs.units import unit_remarks
 from denoiserl.policy.chain import Chain
 from denoiserl.policy.likelihood import assert_on_policy
 from denoiserl.policy.policy import Policy
@@ -31,19 +31,19 @@ from denoiserl.processes.denoiser import Denoiser
 def training_actor(policy: Policy, num_finetuned: int, execute: int | None = None) -> Any:
     """Return an actor for a ``Collector`` that records the last ``num_finetuned`` denoising steps, those that learn.
 
-    If that is fewer than all steps, the policy becomes a ``Relay`` first (see ``relay``). A codec with running
-    statistics is updated with the observations. Raise InvalidInputError if a learned step has no noise.
+    If that is fewer than all steps, the policy becomes a ``Relay`` first (see ``freeze_early_steps``). A codec with
+    running statistics is updated with the observations. Raise InvalidInputError if a learned step has no noise.
     """
-    relay(policy, num_finetuned)
+    freeze_early_steps(policy, num_finetuned)
     total, execute = len(policy.train_steps), resolve_execute_horizon(policy, execute)
-    last = policy.train_steps.part(total - num_finetuned, total)
+    last = policy.train_steps.slice_steps(total - num_finetuned, total)
     if not all(last.dense):
         raise InvalidInputError(
             "a learned step has no noise: train with with_min_std(transition, std), so that each has a density"
         )
     draw, frozen = make_sampler(policy.process, learner(policy), last, policy.event_shape), None
     if num_finetuned < total:
-        first, made = policy.train_steps.part(0, total - num_finetuned), policy.denoiser
+        first, made = policy.train_steps.slice_steps(0, total - num_finetuned), policy.denoiser
         assert isinstance(made, Relay)
         frozen = make_sampler(policy.process, made.first, first, policy.event_shape, record=RecordSample())
 
@@ -56,7 +56,7 @@ def training_actor(policy: Policy, num_finetuned: int, execute: int | None = Non
     return act
 
 
-def relay(policy: Policy, num_finetuned: int | None) -> int:
+def freeze_early_steps(policy: Policy, num_finetuned: int | None) -> int:
     """Freeze all but the last ``num_finetuned`` steps of training, in place; return how many learn (None: all that
     may).
 
@@ -111,7 +111,7 @@ def require_single_network(policy: Policy, why: str) -> None:
 def require_rebuildable_network(policy: Policy, why: str) -> None:
     """Raise InvalidInputError if the policy's network, of another package, cannot be built again; ``why`` it has to
     be."""
-    if (other := foreign(to_config(policy.denoiser))) is not None:
+    if (other := foreign_network(to_config(policy.denoiser))) is not None:
         raise InvalidInputError(
             f"{why}, and this policy's network is a {other}, which cannot be built again here: give a policy whose "
             "network is one of denoiserl.nn"
@@ -235,10 +235,10 @@ def normalise_minibatch(advantages: Tensor) -> Tensor:
     return normalise(advantages) if advantages.numel() > 1 else advantages
 
 
-def blank(shapes: Any) -> Tree:
+def zero_observation(shapes: Any) -> Tree:
     """Return one observation of zeros of these shapes; images in bytes."""
     if isinstance(shapes, dict):
-        return {k: blank(v) for k, v in shapes.items()}
+        return {k: zero_observation(v) for k, v in shapes.items()}
     return torch.zeros(1, *shapes, dtype=torch.uint8 if len(shapes) == 3 else torch.float32)
 
 
@@ -262,13 +262,13 @@ def rollout_metrics(ep: Rollout, estimate: AdvantageEstimate | None = None) -> d
     return row
 
 
-def suits(policy: Policy, env: Collector, word: str) -> None:
+def check_policy_fits(policy: Policy, env: Collector, word: str) -> None:
     """Raise RunError if the policy at ``word`` takes other observations than ``env`` gives, or has another action size.
 
-    Warn (``Remark``) of other units (``units.unfit``).
+    Warn (``Remark``) of other units (``units.unit_remarks``).
     """
     try:
-        plan = policy.generate(to_device(blank(env.spec.obs), policy), Rng(0, policy.device))
+        plan = policy.generate(to_device(zero_observation(env.spec.obs), policy), Rng(0, policy.device))
     except (DenoiseRLError, ValueError, RuntimeError, KeyError, TypeError, IndexError) as error:
         raise RunError(
             f"{word} does not take the observations of {env.name}, {env.spec.obs} ({error}): give a policy that was "
@@ -279,4 +279,4 @@ def suits(policy: Policy, env: Collector, word: str) -> None:
             f"{word} decides actions {list(plan.shape[2:])}, {env.name} takes {list(env.spec.action)}: give a policy "
             "that was made for it"
         )
-    remark(unfit(policy.codec, env.owner, env.spec, word))
+    remark(unit_remarks(policy.codec, env.owner, env.spec, word))

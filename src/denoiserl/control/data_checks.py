@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from denoiserl.data import ActionChunkCodec, Demonstrations, RunningNormCodec, TanhCodec
-from denoiserl.data.ranges import NARROW, compare, tell
-from denoiserl.envs.units import inner, reach, unseen
+from denoiserl.data.ranges import NARROW, compare, warn_each
+from denoiserl.envs.units import action_range, inner, range_remarks
 from denoiserl.policy.policy import Policy
 
 
@@ -15,9 +15,9 @@ def check_data_fits(policy: Policy, data: Demonstrations) -> None:
     observations outside its fitted range by more than the range's width.
     """
     own, name = inner(policy.codec), data.name or "the data"
-    known = None if isinstance(own, RunningNormCodec) else reach(own)
+    known = None if isinstance(own, RunningNormCodec) else action_range(own)
     if known is not None and data.actions.shape[-1] == len(known[0]):
         slack = 0.0 if isinstance(own, TanhCodec | ActionChunkCodec) else NARROW  # others do not clip
         what = f"the actions of {name}", "actions that the policy can take"
         compare(data.actions, *known, *what, slack=slack)
-    tell(unseen(own, data.observations, f"the observations of {name}"))
+    warn_each(range_remarks(own, data.observations, f"the observations of {name}"))

@@ -57,7 +57,7 @@ def steer(
     noise_map: Map = "full",
     rank: int = 1,
     eval_std_scale: float = 0.0,
-    least: float = 0.05,
+    min_std: float = 0.05,
 ) -> Policy:
     """Return a policy that decides the noise of a frozen one: an MLP over ``obs`` numbers, initially w = b tanh ε.
 
@@ -73,7 +73,7 @@ def steer(
     rows = noise_basis(noise_map, horizon, rank).shape[1]
     net = MLP((rows, dim), obs, width, depth, 0, False, True, out=(rows, 2 * dim), zero=True)
     process = Steered(policy.process, bound)
-    made = Steering(policy.denoiser, Actor(net, least, 1 / least), horizon, noise_map, rank).to(policy.device)
+    made = Steering(policy.denoiser, Actor(net, min_std, 1 / min_std), horizon, noise_map, rank).to(policy.device)
     train, serve = process.make_steps(policy.eval_steps), process.make_steps(policy.eval_steps, eval_std_scale)
     steered = Policy.of(process, made, policy.event_shape, train, serve, policy.codec)
     steered.weights.execute = policy.weights.execute

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl.advantages import gae
-from denoiserl.control.acting import AdvantageEstimate, blank, to_device
+from denoiserl.control.acting import AdvantageEstimate, to_device, zero_observation
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import Tree, tree_map
@@ -45,7 +45,7 @@ def critic_features(policy: Policy, env: Collector) -> tuple[Callable[[Tree], Te
             frozen.append(net)
         return frozen[0].features(cond).float()
 
-    return see, see(blank(env.spec.obs)).shape[-1]
+    return see, see(zero_observation(env.spec.obs)).shape[-1]
 
 
 def estimate_advantages(

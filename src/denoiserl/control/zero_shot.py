@@ -125,13 +125,13 @@ def require_task_conditioned(policy: Policy, who: str = "this") -> TaskCondition
     return policy.codec
 
 
-def states(data: Demonstrations | EpisodeDataset | Tensor, most: int = STATES) -> Tensor:
-    """Return observations [N, o] of the data, at most ``most``, evenly spread."""
+def states(data: Demonstrations | EpisodeDataset | Tensor, max_states: int = STATES) -> Tensor:
+    """Return observations [N, o] of the data, at most ``max_states``, evenly spread."""
     demos = data.demos if isinstance(data, EpisodeDataset) else data
     seen = demos.observations if isinstance(demos, Demonstrations) else demos
     if not isinstance(seen, Tensor) or seen.ndim != 2:
         raise InvalidInputError("rewards are evaluated on flat observations [N, o]: concatenate the parts first")
-    return seen[torch.linspace(0, len(seen) - 1, min(most, len(seen))).long()]
+    return seen[torch.linspace(0, len(seen) - 1, min(max_states, len(seen))).long()]
 
 
 @torch.no_grad()
@@ -139,14 +139,14 @@ def policy_for_reward(
     policy: Policy,
     data: Demonstrations | EpisodeDataset | Tensor,
     reward: Callable[[Tensor], Tensor] | Tensor,
-    most: int = STATES,
+    max_states: int = STATES,
 ) -> Policy:
     """Return the policy for a reward: z = √d E_D[r(s) B(s)] / ‖·‖ (2103.07945), at once.
 
     ``data``: states like those of training, as demonstrations, an episode data set or observations [N, o]. ``reward``:
     a function of observations [N, o] in data units to [N]; or, with observations as data, its values [N]. At most
-    ``most`` states are used. Raise InvalidInputError if the reward is constant or not finite on them, or orthogonal to
-    B.
+    ``max_states`` states are used. Raise InvalidInputError if the reward is constant or not finite on them, or
+    orthogonal to B.
     """
     codec, control = require_task_conditioned(policy, "policy_for_reward"), policy.weights.control
     verifier = control.verifier if isinstance(control, BestOfN) else None
@@ -155,9 +155,9 @@ def policy_for_reward(
     if isinstance(reward, Tensor):
         if not isinstance(data, Tensor) or reward.shape != data.shape[:1]:
             raise InvalidInputError("rewards as numbers need their observations [N, o] as data: pass both")
-        seen, rewards = states(data, most), states(reward[:, None].float(), most)[:, 0]
+        seen, rewards = states(data, max_states), states(reward[:, None].float(), max_states)[:, 0]
     else:
-        seen = states(data, most)
+        seen = states(data, max_states)
         rewards = reward(seen)
         if not isinstance(rewards, Tensor) or rewards.shape != seen.shape[:1]:
             raise InvalidInputError(

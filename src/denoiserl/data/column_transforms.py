@@ -147,7 +147,7 @@ class ColumnTransforms:
         parts = sample.split([f.size for f in self.fields], 1)
         return torch.cat([f.decode(z) for f, z in zip(self.fields, parts, strict=True)], 1)
 
-    def place(self, column: int) -> slice:
+    def column_slice(self, column: int) -> slice:
         """Return the slice of a data column (of its whole field) in model units."""
         at = 0
         for f in self.fields:

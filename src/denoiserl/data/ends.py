@@ -1,7 +1,8 @@
 """Find where recorded episodes end, from flags, successors and jumps; used by all formats.
 
-``split`` cuts rows that lie one after another into episodes. ``inside`` checks flags within an episode of a format.
-Certain ends are cut and contradictions raise an error; guesses give a warning with their first row.
+``split_episodes`` cuts rows that lie one after another into episodes. ``check_inner_ends`` checks flags within an
+episode of a format. Certain ends are cut and contradictions raise an error. Guesses give a warning with their first
+row.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Split(NamedTuple):
     known: np.ndarray
 
 
-def flags(name: str, what: str, value: np.ndarray, n: int) -> np.ndarray:
+def as_flags(name: str, what: str, value: np.ndarray, n: int) -> np.ndarray:
     """Return a column of ends as bool [n]. Raise InvalidInputError, with the row, if it holds other than zeros and
     ones."""
     flat = np.asarray(value).reshape(-1)
@@ -45,7 +46,7 @@ def flags(name: str, what: str, value: np.ndarray, n: int) -> np.ndarray:
     return flat.astype(bool)
 
 
-def split(
+def split_episodes(
     name: str, seen: np.ndarray, ended: np.ndarray, cut: np.ndarray | None = None, after: np.ndarray | None = None
 ) -> Split:
     """Return the episodes of rows one after another.
@@ -121,7 +122,7 @@ def jumps(seen: np.ndarray, inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return jump, jump & (size >= WIDE * moving)
 
 
-def inside(name: str, i: int, ended: np.ndarray, cut: np.ndarray | None = None, refuse: bool = True) -> None:
+def check_inner_ends(name: str, i: int, ended: np.ndarray, cut: np.ndarray | None = None, refuse: bool = True) -> None:
     """Raise InvalidInputError (or warn) if episode ``i`` has an end before its last row: it may be several episodes."""
     for what, flag in (("terminated", ended), ("truncated", cut)):
         if flag is None or not flag[:-1].any():

@@ -102,8 +102,8 @@ class Fidelity:
 
     ``correlation``, ``worst``: mean and largest change of a correlation. ``distance``: median distance to the nearest
     training row, of generated and of held-out rows. ``memorised``: the second over the first. ``copies``: share of
-    generated rows nearer to a training row than a hundredth of the held-out median. ``surprise``: median error of a
-    dynamics model on generated and on held-out rows. ``dropped``: share of samples with an unclear end.
+    generated rows nearer to a training row than a hundredth of the held-out median. ``dynamics_error``: median error of
+    a dynamics model on generated and on held-out rows. ``dropped``: share of samples with an unclear end.
     """
 
     names: tuple[str, ...]
@@ -115,7 +115,7 @@ class Fidelity:
     distance: tuple[float, float]
     memorised: float
     copies: float
-    surprise: tuple[float, float]
+    dynamics_error: tuple[float, float]
     dropped: float
     rows: dict[str, int]
 
@@ -129,21 +129,21 @@ class Fidelity:
             )
         elif self.memorised > 2:
             said.append(
-                f"Made rows are {self.memorised:.1f} times nearer to the training rows than held-out ones: the model "
-                "memorises. Record more, or train it for fewer updates."
+                f"Generated rows are {self.memorised:.1f} times nearer to the training rows than held-out ones: the "
+                "model memorises. Record more, or train it for fewer updates."
             )
         if self.memorised < 0.5:
             said.append(
-                f"Made rows are {1 / max(self.memorised, 1e-3):.1f} times as far from the training rows as held-out "
-                "ones: the model blurs the data. Train longer, or a wider model."
+                f"Generated rows are {1 / max(self.memorised, 1e-3):.1f} times as far from the training rows as "
+                "held-out ones: the model blurs the data. Train longer, or a wider model."
             )
         far = [f"{n} ({v:.2f})" for n, v in zip(self.names, self.ks, strict=True) if v > 0.1 + self.chance]
         if far:
             said.append(f"Marginals are off in {', '.join(far)}: train longer, or name the kind of these columns.")
-        if self.surprise[0] > 3 * self.surprise[1] + SMALL:
+        if self.dynamics_error[0] > 3 * self.dynamics_error[1] + SMALL:
             said.append(
-                f"The dynamics of made rows err by {self.surprise[0]:.3g}, those of held-out ones by "
-                f"{self.surprise[1]:.3g}: train longer, or a wider model."
+                f"The dynamics of generated rows err by {self.dynamics_error[0]:.3g}, those of held-out ones by "
+                f"{self.dynamics_error[1]:.3g}: train longer, or a wider model."
             )
         if self.dropped > 0.2:
             said.append(f"{self.dropped:.0%} of the samples had an unclear end of episode, and were dropped.")
@@ -154,7 +154,7 @@ class Fidelity:
         made = asdict(self)
         made["ks"] = dict(zip(self.names, self.ks, strict=True))
         made.pop("names")
-        pairs = {"distance": ("made", "held out"), "surprise": ("made", "held out")}
+        pairs = {"distance": ("generated", "held out"), "dynamics_error": ("generated", "held out")}
         return {k: dict(zip(pairs[k], v, strict=True)) if k in pairs else v for k, v in made.items()} | {
             "warnings": self.warnings()
         }
@@ -190,7 +190,7 @@ def fidelity(
         float((near < 0.01 * new.median()).float().mean()),
         (float(errors(made).median()), float(errors(held_out).median())),
         dropped,
-        {"made": len(made), "training": len(train), "held out": len(held_out)},
+        {"generated": len(made), "training": len(train), "held out": len(held_out)},
     )
 
 

@@ -25,7 +25,7 @@ SHOWN = 3
 """dimensions that a message names"""
 
 
-def share(rows: Tensor) -> Tensor:
+def used_share(rows: Tensor) -> Tensor:
     """Return the share [d] of each dimension's range that all but the farthest rows [N, d] use; 1 for a constant.
 
     The farthest are one in ``FAR`` at each end, and at least one. If the others are all equal, the dimension is a rare
@@ -42,12 +42,12 @@ def share(rows: Tensor) -> Tensor:
     return torch.where((width > 0) & ~rare, inner / width.clamp_min(1e-300), 1.0).to(rows.dtype)
 
 
-def tiny(low: Tensor, high: Tensor) -> Tensor:
+def is_tiny_range(low: Tensor, high: Tensor) -> Tensor:
     """Return which dimensions [d] hardly move between ``low`` and ``high``: their noise would be taken for a signal."""
     return (high > low) & (high - low <= TINY * torch.maximum(low.abs(), high.abs()).clamp_min(1.0))
 
 
-def odd(rows: Tensor, shares: Tensor, constant: Tensor, name: str, ends: Tensor | None = None) -> list[str]:
+def range_warnings(rows: Tensor, shares: Tensor, constant: Tensor, name: str, ends: Tensor | None = None) -> list[str]:
     """Return warnings about outliers and tiny spreads of ``rows`` [N, d]: dimension, row, and episode of ``ends``
     [E]."""
     low, high, found = rows.amin(0), rows.amax(0), []
@@ -59,7 +59,7 @@ def odd(rows: Tensor, shares: Tensor, constant: Tensor, name: str, ends: Tensor 
             f"dimension {d} of {name}: row {row}{episode} is {float(column[row]):g}, and the others use "
             f"{100 * float(shares[d]):.2g} % of the range: an outlier? Repair it, or leave its episode out"
         )
-    for d in _worst(high - low, tiny(low, high) & ~constant):
+    for d in _worst(high - low, is_tiny_range(low, high) & ~constant):
         width, middle = float(high[d] - low[d]), float(rows[:, d].mean())
         found.append(
             f"dimension {d} of {name} moves by {width:.2g} in all, around {middle:g}: normalised, noise becomes the "
@@ -120,10 +120,10 @@ def compare(
     beyond, said = check_range(rows, low, high, name, box, constant, slack)
     if beyond and refuse:
         raise InvalidInputError(f"{said}; out_of_bounds_actions='clip' (--out-of-bounds-actions clip) clips them")
-    tell([said] if said else [])
+    warn_each([said] if said else [])
 
 
-def tell(sentences: Iterable[str]) -> None:
+def warn_each(sentences: Iterable[str]) -> None:
     """Warn of all sentences."""
     for said in sentences:
         _warn(said)

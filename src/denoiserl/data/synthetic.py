@@ -134,8 +134,8 @@ class TransitionGenerator:
         """Return ``n`` new rows in data units on the CPU, and the share of samples that were dropped for an unclear
         end.
 
-        Raise InvalidInputError if more than 90 % are dropped. ``told(done)`` is called with the number of finished
-        rows.
+        Raise InvalidInputError if more than 90 % are dropped. ``on_progress(done)`` is called with the number of
+        finished rows.
         """
         rng = as_rng(rng, next(self.denoiser.parameters()).device)
         if n < 1:
@@ -194,8 +194,8 @@ def train_generator(
     denoise = GaussianDenoiser(net, edm, "edm", 1.0).to(run.device)
     yield from fit(
         EDMTraining(), denoise, layout.encode(data).to(run.device), None, model.num_updates, rng,
-        batch=model.batch_size, lr=model.lr, warmup=model.num_updates // 20, ema=EMA(denoise, most=model.ema_decay),
-        run=run,
+        batch=model.batch_size, lr=model.lr, warmup=model.num_updates // 20, run=run,
+        ema=EMA(denoise, max_decay=model.ema_decay),
     )  # fmt: skip
     return TransitionGenerator(denoise, layout, select(data, slice(0, 1)), model)
 

@@ -44,13 +44,13 @@ def slice_windows(parts: Parts, ends: Tensor, ended: Tensor, length: int, stride
         window = windows(ends, length, 1, reach)
     except InvalidInputError as error:
         raise InvalidInputError(f"{error}: take shorter windows") from None
-    inside = torch.cat([window.inside(index).all(1) for index in window.every.split(BLOCK)])
-    index = window.every[inside | ended[window.episode]][::stride]
+    inside = torch.cat([window.valid(index).all(1) for index in window.all_indices.split(BLOCK)])
+    index = window.all_indices[inside | ended[window.episode]][::stride]
     if len(index) == 0:
         raise InvalidInputError(
             f"no episode has the {length} steps of a window, and no shorter one truly ended: take shorter windows"
         )
-    frame, real = window.frames(index), window.inside(index)
+    frame, real = window.frames(index), window.valid(index)
     last = torch.zeros(len(parts["reward"]), dtype=torch.bool)
     last[ends - 1] = ended
     made = {k: v[frame] for k, v in parts.items() if k != "done"}
@@ -168,7 +168,8 @@ def train_window_generator(
     denoise = GaussianDenoiser(net, edm, "edm", 1.0).to(run.device)
     yield from fit(
         EDMTraining(), denoise, track.encode(window).to(run.device), None, model.num_updates, rng,
-        batch=model.batch_size, lr=model.lr, warmup=model.num_updates // 10, ema=EMA(denoise, most=0.9995), run=run,
+        batch=model.batch_size, lr=model.lr, warmup=model.num_updates // 10, run=run,
+        ema=EMA(denoise, max_decay=0.9995),
     )  # fmt: skip
     return WindowGenerator(denoise, track, model)
 

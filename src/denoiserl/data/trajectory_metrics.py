@@ -31,19 +31,19 @@ def path_length(positions: Tensor) -> Tensor:
     return positions.diff(dim=-2).norm(dim=-1).sum(-1)
 
 
-def spread(states: Tensor, actions: Tensor, k: int = 10, most: int = 4000) -> float:
+def action_spread(states: Tensor, actions: Tensor, k: int = 10, max_frames: int = 4000) -> float:
     """Return how much actions [N, d] differ at similar states: the std over a state's k nearest, averaged.
 
         mean over states of √(Σ_d var{a_j : j among the k nearest of the state, itself included} / d)
 
-    States [N, ...] are standardised per dimension, constant ones left out. More than ``most`` frames are thinned
+    States [N, ...] are standardised per dimension, constant ones left out. More than ``max_frames`` frames are thinned
     evenly.
     """
     if len(states) < k or k < 2:
         raise InvalidInputError(
             f"the {k} nearest of {len(states)} states cannot be compared: record more, or lower k (from 2)"
         )
-    at = torch.linspace(0, len(states) - 1, min(most, len(states))).round().long()
+    at = torch.linspace(0, len(states) - 1, min(max_frames, len(states))).round().long()
     place = _standard(states.flatten(1)[at].double())
     _, near = KDTree(place.numpy()).query(place.numpy(), k)
     group = actions.flatten(1)[at].double()[torch.from_numpy(near)]
@@ -80,13 +80,13 @@ def starts(demos: Demonstrations) -> Tensor:
 
 
 def motion(demos: Demonstrations) -> dict[str, float]:
-    """Return ``statistics`` of demonstrations, with mean ``jerk`` of the actions and ``spread``."""
+    """Return ``statistics`` of demonstrations, with mean ``jerk`` of the actions and ``action_spread``."""
     if not isinstance(demos.observations, Tensor):
         raise InvalidInputError("states are compared as flat observations: concatenate the parts first")
     parts = [demos.episode(i)[1] for i, n in enumerate(demos.lengths.tolist()) if n >= 3]
     rough = float(torch.stack([jerk(part) for part in parts]).mean()) if parts else 0.0
     found = {**demos.statistics(), "jerk": rough}
-    return found | {"spread": spread(demos.observations, demos.actions)} if len(demos.actions) >= 10 else found
+    return found | {"spread": action_spread(demos.observations, demos.actions)} if len(demos.actions) >= 10 else found
 
 
 Valid = Callable[[Tensor, Tensor], Tensor]

@@ -36,7 +36,7 @@ class Windows:
         return len(self.begin)
 
     @property
-    def every(self) -> Tensor:
+    def all_indices(self) -> Tensor:
         """index of all windows, [N]"""
         return torch.arange(len(self))
 
@@ -47,9 +47,9 @@ class Windows:
     @property
     def real(self) -> Tensor:
         """entries of all windows that lie in their episode, [W, H] bool: the others repeat a frame"""
-        return self.inside(self.every)
+        return self.valid(self.all_indices)
 
-    def inside(self, index: Tensor) -> Tensor:
+    def valid(self, index: Tensor) -> Tensor:
         """Return which entries of some windows lie in their episode, [n, H] bool: the others repeat a frame."""
         frame, place = self._placed(index, self.horizon)
         return frame == place

@@ -55,7 +55,7 @@ def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     for name in args.acts:
         trials = args.episodes if name == "robot" else args.trials
         task_args = getattr(args, f"{name}_task")
-        yield from act.play(name, getattr(args, name), task_args, args.seed, trials, run.stage(name))
+        yield from act.run_act(name, getattr(args, name), task_args, args.seed, trials, run.stage(name))
 
 
 def finish(folder: Path | str) -> Path:

@@ -39,7 +39,7 @@ def compute_once(folder: Path, name: str, compute: Callable[[], Any]) -> Any:
     return store.read(path)
 
 
-def play(name: str, args: Any, task_args: Any, seed: int, trials: int, run: Run) -> Iterator[dict]:
+def run_act(name: str, args: Any, task_args: Any, seed: int, trials: int, run: Run) -> Iterator[dict]:
     """Run the act ``name`` and yield its rows of metrics; at its end the results are in ``run.folder``.
 
     Training, trials and pictures use different seeds.
@@ -67,9 +67,9 @@ def play(name: str, args: Any, task_args: Any, seed: int, trials: int, run: Run)
     improvement = run.stage("improve")
     yield from improve_with_eval(recipe.improve, recipe.SIGNAL, task, policy, args, seed, improvement, NEVER)
     evaluate(policy, "after")
-    run.last(policy)
+    run.save_last(policy)
 
-    spent = {"imitate": imitation.spent()["seconds"], "improve": improvement.spent()["seconds"]}
+    spent = {"imitate": imitation.usage()["seconds"], "improve": improvement.usage()["seconds"]}
     spent = compute_once(folder, "seconds", lambda: spent)
     more = max(1, round(task_args.pretrain_updates * spent["improve"] / spent["imitate"]))
     yield from task.continue_imitation(start, seed, more, run.stage("control"), 1)

@@ -22,8 +22,8 @@ from denoiserl.report.html import (
     comparison_section,
     comparison_table,
 )
-from denoiserl.report.html import write as write_page
-from denoiserl.report.metrics import DRAWN, read_metrics, stages
+from denoiserl.report.html import write_page as write_page
+from denoiserl.report.metrics import DRAWN, group_by_stage, read_metrics
 from denoiserl.report.run_report import curve_sections
 from denoiserl.report.table import console_table, print_comparisons
 from denoiserl.stats import Comparison
@@ -92,7 +92,7 @@ def _act(name: str, task: Task, comparisons: list[Comparison], folder: Path, row
         pieces.append(comparison_table(comparisons[1:]))
     mine = [row for row in rows if str(row.get("stage", "")).startswith(name)]
     curves: list[Piece] = []
-    for section in curve_sections(mine) if stages(mine) else []:
+    for section in curve_sections(mine) if group_by_stage(mine) else []:
         curves += [Prose(section.title), *section.pieces]
     if curves:
         pieces.append(Fold("Learning curves", curves))

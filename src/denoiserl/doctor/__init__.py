@@ -21,13 +21,13 @@ from denoiserl.data import ActionChunkCodec, Demonstrations
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.doctor import cost, network, prediction_type, signal, steps, values
 from denoiserl.doctor import data as recorded
-from denoiserl.doctor.finding import Finding, Level, print_findings, run_check, worst
+from denoiserl.doctor.finding import Finding, Level, print_findings, run_check, worst_level
 from denoiserl.envs import Collector
 from denoiserl.policy.policy import Policy
 from denoiserl.policy.sampler import RecordSample
 from denoiserl.rewards import Reward, prompt_count, repeat_prompts
 
-__all__ = ["Finding", "Level", "conditions", "examine", "print_findings", "worst"]
+__all__ = ["Finding", "Level", "conditions", "examine", "print_findings", "worst_level"]
 
 
 def examine(
@@ -128,7 +128,7 @@ def _examine(
     spec = None if env is None else env.spec
     add(run_check("ranges", recorded.check_data_ranges, policy, recording, spec))
     if isinstance(recording, EpisodeDataset):
-        add(run_check("rewards in time", recorded.delay, recording))
+        add(run_check("rewards in time", recorded.check_reward_delay, recording))
     add(run_check("network", network.check_alive, policy, serve, given, rng))
     add(run_check("prediction", prediction_type.prediction, policy, serve, given, rng, encoded))
     add(run_check("condition", network.check_conditions, policy, serve, cond, given, rng))
@@ -140,7 +140,7 @@ def _examine(
     add(run_check("first ratio", steps.first_ratio, policy, chain, rng))
     add(run_check("gradients", network.gradients, policy, chain, rng))
     add(run_check("memory", cost.memory, policy, chain, rows_a_step))
-    add(run_check("speed", cost.speed, policy, cond, chain, rng))
+    add(run_check("speed", cost.measure_speed, policy, cond, chain, rng))
     if env is not None:
         add(run_check("success", _success, policy, env, rng, execute))
     elif reward is not None and (prompts is not None or cond is None):

@@ -109,7 +109,7 @@ def _bytes(n: float) -> str:
     return f"{n:.3g} GB"
 
 
-def speed(
+def measure_speed(
     policy: Policy, cond: Tree, chain: Chain, rng: Rng | int, clock: Callable[[], float] = time.perf_counter
 ) -> Finding:
     """Measure milliseconds per sample of the eval steps: network, overhead, codec; and seconds of a training pass."""

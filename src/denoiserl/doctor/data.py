@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.data import Demonstrations, Normalizer
-from denoiserl.data.ranges import check_range, odd, share
+from denoiserl.data.ranges import check_range, range_warnings, used_share
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.doctor.finding import Finding
 from denoiserl.policy.policy import Policy
@@ -37,7 +37,9 @@ def check_data_ranges(policy: Policy, data: EpisodeDataset | Demonstrations | No
         if isinstance(demos.observations, Tensor) and demos.observations.ndim == 2:
             parts["observations"] = demos.observations
         for what, rows in parts.items():
-            found += odd(rows.double(), share(rows.double()), rows.amin(0) == rows.amax(0), what, demos.ends)
+            found += range_warnings(
+                rows.double(), used_share(rows.double()), rows.amin(0) == rows.amax(0), what, demos.ends
+            )
         if spec is not None and spec.choices is None:
             found.append(check_range(demos.actions, spec.low, spec.high, "actions", "the environment's bounds")[1])
     found = [text for text in found if text]
@@ -47,7 +49,7 @@ def check_data_ranges(policy: Policy, data: EpisodeDataset | Demonstrations | No
     return Finding("ranges", "warning", "; ".join(found), remedy)
 
 
-def delay(data: EpisodeDataset) -> Finding:
+def check_reward_delay(data: EpisodeDataset) -> Finding:
     """Check for rewards that are one row late: the first of an episode then belongs to the end of the one before.
 
     Two quadratic fits of the rewards are compared, by (s_t, a_t, s_{t+1}) of the same row and of the row before. Both

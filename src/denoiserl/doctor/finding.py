@@ -37,7 +37,7 @@ class Finding:
             raise RunError(f"{self.name}: a finding of level {self.level} needs a remedy: say what to do")
 
 
-def worst(findings: Iterable[Finding]) -> Level:
+def worst_level(findings: Iterable[Finding]) -> Level:
     """Return the worst level among findings; ``ok`` if there are none."""
     return LEVELS[max((LEVELS.index(f.level) for f in findings), default=0)]
 

@@ -106,7 +106,7 @@ def _middle(ratio: list[Tensor]) -> float:
     return float(found.clamp(1e-6, 1e6).log().mean().exp())
 
 
-def readings(denoise: Denoiser) -> Iterator[tuple[str, Denoiser]]:
+def other_parameterizations(denoise: Denoiser) -> Iterator[tuple[str, Denoiser]]:
     """Yield the other readings of a Gaussian denoiser's network: prediction types and time conventions."""
     if not isinstance(denoise, GaussianDenoiser):
         return
@@ -141,13 +141,14 @@ def prediction(
     pair = (x0, given) if data is None else data
     own = denoising_error(process, denoise, *pair, rng)
     scores = ", ".join(f"{v:.2g} at t={t:g}" for t, v in zip(TIMES, own.at, strict=True))
-    said = f"error on noised {'own samples' if data is None else 'data'} relative to a linear guess: {scores}"
-    kind = f"{denoise.predicts!r}" if isinstance(denoise, GaussianDenoiser) else type(denoise).__name__
+    noised = "own samples" if data is None else "data"
+    said = f"error on noised {noised} relative to a linear baseline (below 1 is good): {scores}"
+    kind = f"predicts={denoise.predicts!r}" if isinstance(denoise, GaussianDenoiser) else type(denoise).__name__
     if own.score <= FINE and own.excess <= MOST:
-        return Finding(name, "ok", f"read as {kind}; {said}")
+        return Finding(name, "ok", f"{kind} is right; {said}")
     few = tree_map(lambda v: v[:rows], pair[1])
     best, least = "", min(APART * own.score, LINEAR)
-    for reading, other in readings(denoise):
+    for reading, other in other_parameterizations(denoise):
         if data is None:
             found = _own(process, other, few, policy, min(rows, len(x0)), rng)
         else:
@@ -158,7 +159,7 @@ def prediction(
         return Finding(
             name,
             "error",
-            f"read as {kind} it is no better than a linear guess ({own.score:.2g}), read as {best} it is ({least:.2g})",
+            f"{kind} is wrong: its error is {own.score:.2g} of a linear baseline's, with {best} only {least:.2g}",
             f"Wrap it as it was trained, probably {best}: GaussianDenoiser(net, schedule, predicts), with t = 0 at "
             "data.",
         )
@@ -166,24 +167,24 @@ def prediction(
         return Finding(
             name,
             "warning",
-            f"read as {kind} its error is {own.score:.2g} of a linear guess's, read as {best} only {least:.2g}",
+            f"{kind} may be wrong: its error is {own.score:.2g} of a linear baseline's, with {best} only {least:.2g}",
             "Check how it was trained: GaussianDenoiser(net, schedule, predicts), with t = 0 at data.",
         )
     if own.excess > POOR:
         return Finding(
             name,
             "warning",
-            f"read as {kind} it does not reconstruct its own samples, and no other reading does; {said}",
+            f"with {kind} it does not reconstruct its own samples, nor with any other prediction type; {said}",
             "Check that it is trained, with this schedule, on data of about unit scale; check the codec.",
         )
     if own.score > LINEAR:
         return Finding(
             name,
             "note",
-            f"read as {kind} it is no better than a linear guess, and no other reading is; {said}",
+            f"with {kind} it is no better than a linear baseline, nor with any other prediction type; {said}",
             "Train it first: the prediction type of a network that has hardly learned cannot be determined.",
         )
-    return Finding(name, "ok", f"read as {kind}, and no other reading fits better; {said}")
+    return Finding(name, "ok", f"{kind} fits best of all prediction types; {said}")
 
 
 def _own(process: Diffusion, denoise: Denoiser, given: Tree, policy: Policy, n: int, rng: Rng) -> Fit:
@@ -195,7 +196,7 @@ def _own(process: Diffusion, denoise: Denoiser, given: Tree, policy: Policy, n: 
     return denoising_error(process, denoise, x0, given, rng)
 
 
-def surprise(process: Masked, denoise: Denoiser, x0: Tensor, given: Tree, rng: Rng | int) -> Tensor:
+def masked_token_nll(process: Masked, denoise: Denoiser, x0: Tensor, given: Tree, rng: Rng | int) -> Tensor:
     """Return nats per masked token at each of ``TIMES``, [T], divided by the entropy of the token frequencies."""
     rng = as_rng(rng, x0.device)
     open_ = torch.ones_like(x0, dtype=torch.bool)
@@ -217,7 +218,7 @@ def _tokens(policy: Policy, x0: Tensor, given: Tree, rng: Rng) -> Finding:
     name, denoise = "prediction", policy.denoiser
     assert isinstance(policy.process, Masked)
     # Decoders sharpen the distribution: use the model's own probabilities, without temperature.
-    own = surprise(policy.process, denoise, x0, given, rng)
+    own = masked_token_nll(policy.process, denoise, x0, given, rng)
     own = own[own.isfinite()]
     ends = f"{float(own[0]):.2g} at small t, {float(own[-1]):.2g} at large t"
     said = f"nats per masked token over the entropy of its tokens: {ends}"
@@ -231,7 +232,7 @@ def _tokens(policy: Policy, x0: Tensor, given: Tree, rng: Rng) -> Finding:
         tried = make_sampler(policy.process, other, policy.eval_steps, policy.event_shape, record=RecordSample())
         drawn = tried(given, rng, rows=len(x0)).sample
         if not bool((drawn == policy.process.mask_token).any()):
-            found = surprise(policy.process, other, drawn, given, rng)
+            found = masked_token_nll(policy.process, other, drawn, given, rng)
             if float(found.nanmean()) < 0.7 * float(own.mean()):
                 return Finding(
                     name,

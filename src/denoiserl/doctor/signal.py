@@ -160,9 +160,9 @@ class EpisodeOutcomes(NamedTuple):
 
 
 def play_episodes(
-    policy: Policy, env: Collector, seed: int, serve: bool, execute: int | None = None, most: int = 1000
+    policy: Policy, env: Collector, seed: int, serve: bool, execute: int | None = None, max_steps: int = 1000
 ) -> EpisodeOutcomes:
-    """Run one episode per environment, with start states and noise of ``seed``, for at most ``most`` steps."""
+    """Run one episode per environment, with start states and noise of ``seed``, for at most ``max_steps`` steps."""
     rng, execute = Rng(seed, policy.device), policy.weights.execute if execute is None else execute
 
     def act(obs: Any, rng: Rng) -> tuple[Tensor, None]:
@@ -176,7 +176,7 @@ def play_episodes(
     success: Tensor | None = None
     with no_usage_counting(), torch.no_grad():
         env.on_checkpoint(0)
-        while not bool(over.all()) and int(lengths.max()) < most:
+        while not bool(over.all()) and int(lengths.max()) < max_steps:
             ep = env.collect(act, 1, rng)
             now, done = ~over & ep.valid[0], ep.done[0] & ~over & ep.valid[0]
             returns = torch.where(now, ep.info["return"][0], returns)
@@ -188,14 +188,14 @@ def play_episodes(
     return EpisodeOutcomes(success, returns, lengths, over, timed)
 
 
-def episodes(train: EpisodeOutcomes, serve: EpisodeOutcomes | None, most: int = 1000) -> Finding:
+def episodes(train: EpisodeOutcomes, serve: EpisodeOutcomes | None, max_steps: int = 1000) -> Finding:
     """Check success (or return) of the policy under training steps and under eval steps."""
     name = "success"
     if not bool(train.over.all()):
         return Finding(
             name,
             "warning",
-            f"{int((~train.over).sum())} of {len(train.over)} episodes did not end in {most} steps",
+            f"{int((~train.over).sum())} of {len(train.over)} episodes did not end in {max_steps} steps",
             "Give the environment a time limit (gymnasium's TimeLimit): returns without an end cannot be compared.",
         )
     ends = (

@@ -22,7 +22,7 @@ from denoiserl.data.demos import Demonstrations
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.envs import ids
 from denoiserl.envs.backends.envpool import PREFIX as POOL
-from denoiserl.envs.metaworld import HAND, ExpertNoise, MetaWorld, hand
+from denoiserl.envs.metaworld import HAND, ExpertNoise, MetaWorld, proprioception
 from denoiserl.envs.metaworld import demonstrations as metaworld_demonstrations
 from denoiserl.envs.metaworld import expert as metaworld_expert
 from denoiserl.envs.pixels import PixelObservation, offscreen
@@ -124,7 +124,7 @@ def record_expert(
 
     Episode i depends on ``seed`` and i alone; the first one is number ``first``. ``noise``: std of the noise on the
     actions of Meta-World's expert, as a fraction of half the action range. The executed actions are recorded.
-    ``told(done, won)`` is called with the numbers of finished and of successful episodes.
+    ``on_progress(done, won)`` is called with the numbers of finished and of successful episodes.
     """
     plain, pictures = word.removeprefix(SEEN), word.startswith(SEEN)
     if plain.startswith(META):
@@ -162,7 +162,10 @@ def _seen(word: str, max_episode_steps: int | None) -> Any:
     if word.startswith((POOL, SEEN)):
         raise RunError(f"{SEEN}{word}: images need an environment that MuJoCo simulates in this process")
     return partial(
-        PixelObservation, environment(word, max_episode_steps), PICTURE, state=hand if word.startswith(META) else None
+        PixelObservation,
+        environment(word, max_episode_steps),
+        PICTURE,
+        state=proprioception if word.startswith(META) else None,
     )
 
 

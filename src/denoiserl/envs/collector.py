@@ -151,7 +151,7 @@ class Collector:
                 if record is not None:
                     made.append(record)
                 numbers, planned = prepare_actions(action, self.spec, self.num_envs, self.name)
-                out = self.owner.play(numbers, self._all, self.gamma)
+                out = self.owner.step_chunk(numbers, self._all, self.gamma)
                 outs.append(out)
                 seen.append(self.obs)
                 actions.append(action if isinstance(action, Tensor) else torch.as_tensor(action))

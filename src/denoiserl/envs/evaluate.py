@@ -25,7 +25,7 @@ from denoiserl.envs import remarks, units
 from denoiserl.envs.backends.make import make_backend
 from denoiserl.envs.backends.sync import derive_seed
 from denoiserl.envs.backends.vector import assign_rows
-from denoiserl.envs.spaces import decides, prepare_actions, tensors
+from denoiserl.envs.spaces import as_actor, prepare_actions, tensors
 
 SUCCESS, HELD, REACHED = "success", "success_at_end", "steps_to_success"
 
@@ -100,7 +100,7 @@ def evaluate(
     """
     if episodes < 1:
         raise InvalidInputError(f"an evaluation has at least one episode, not {episodes}")
-    act, codec = decides(act), getattr(getattr(act, "policy", None), "codec", None)
+    act, codec = as_actor(act), getattr(getattr(act, "policy", None), "codec", None)
     owner, spec = make_backend(env, None if hasattr(env, "num_envs") else min(num_envs, episodes), processes, None)
     seeds = [derive_seed(seed, i) for i in range(episodes)]
     parts: list[_Round] = []
@@ -123,9 +123,11 @@ def evaluate(
     notes = (
         *remarks.crash_notes(faults, episodes, owner.name),
         *(note for p in parts for note in p.notes),
-        *remarks.alike([s for p in parts for s in p.starts], lengths.tolist(), returns.tolist(), owner.name),
+        *remarks.equal_start_notes(
+            [s for p in parts for s in p.starts], lengths.tolist(), returns.tolist(), owner.name
+        ),
         *remarks.early_success_notes(int(solved.sum()), episodes, owner.name),
-        *remarks.sudden(np.where(solved, 0, first), lengths, episodes, owner.name),
+        *remarks.first_step_success_notes(np.where(solved, 0, first), lengths, episodes, owner.name),
     )
     remarks.remark(notes)
     return Evaluation(
@@ -177,8 +179,8 @@ def _round(
     obs, notes = remarks.compare_resets(owner, seeds, owner.reset) if ask else (owner.reset(seeds), [])
     if ask and codec is not None:
         begun = tree_map(lambda v: v[:n], tensors(obs, spec.obs, owner.name))
-        notes += units.unfit(codec, owner, spec)
-        notes += units.unseen(codec, begun, f"the first observations of {owner.name}", every=True)
+        notes += units.unit_remarks(codec, owner, spec)
+        notes += units.range_remarks(codec, begun, f"the first observations of {owner.name}", every=True)
     starts, rng, solved = [remarks.row(obs, i) for i in range(n)], Rng.rows(seeds), owner.solved[:n].copy()
     alive = np.arange(owner.count) < n
     returns, (lengths, first) = np.zeros(owner.count), np.zeros((2, owner.count), np.int64)
@@ -187,7 +189,7 @@ def _round(
     while alive.any() and lengths.max() < max_episode_steps:
         answer = act(tensors(obs, spec.obs, owner.name), rng)
         action = answer[0] if isinstance(answer, tuple) else answer
-        out = owner.play(prepare_actions(action, spec, owner.count, owner.name)[0], alive, 1.0, False, watch)
+        out = owner.step_chunk(prepare_actions(action, spec, owner.count, owner.name)[0], alive, 1.0, False, watch)
         for fault in out.faults:  # of this decision, or of a failed reset
             if fault.env is not None and alive[fault.env]:
                 faults.setdefault(fault.env, fault)

@@ -88,7 +88,7 @@ def history(policy: Any) -> int:
     return int(getattr(policy.codec, "history", 1))
 
 
-def shown(env: Any, policy: Any) -> Any:
+def with_policy_history(env: Any, policy: Any) -> Any:
     """Return ``env`` with its last T_o observations, if the policy's codec has such a ``history``.
 
     Return ``env`` itself if it already has them, or if the policy takes one observation.
@@ -114,9 +114,9 @@ def _shows(seen: Any, sizes: dict[str, int], n: int) -> bool:
     return seen in ((n * whole,), (n, whole))
 
 
-def newest(observations: Any, n: int, inner: bool = False) -> Any:
+def newest_frame(observations: Any, n: int, inner: bool = False) -> Any:
     """Return the newest frame of observations [B, ...] of ``ObservationHistory`` with n frames."""
     if isinstance(observations, dict):
-        return {k: newest(v, n, True) for k, v in observations.items()}
+        return {k: newest_frame(v, n, True) for k, v in observations.items()}
     flat = observations.ndim == 2 and not inner
     return observations[:, -(observations.shape[1] // n) :] if flat else observations[:, -1]

@@ -135,7 +135,7 @@ class ExpertNoise:
 HAND, OBJECT, GOAL = 4, slice(4, 7), slice(36, 39)
 
 
-def hand(observation: np.ndarray) -> np.ndarray:
+def proprioception(observation: np.ndarray) -> np.ndarray:
     """Return the proprioceptive part of an observation: hand position and gripper opening, 4 of the 39 numbers."""
     return observation[:HAND]
 
@@ -160,7 +160,7 @@ def demonstrations(
     ``pictures``: size of images to record, beside the hand's state, in place of all numbers (0: none).
     """
     env, policy = MetaWorld(task, horizon), expert(task)
-    eye = PixelObservation(env, pictures, state=hand) if pictures else None
+    eye = PixelObservation(env, pictures, state=proprioception) if pictures else None
     look = np.asarray if eye is None else eye.render_observation
     episodes, success = [], []
     for i in range(n):

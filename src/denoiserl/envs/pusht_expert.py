@@ -202,8 +202,8 @@ def record(
 ) -> EpisodeDataset:
     """Return ``n`` episodes of the expert with all that data formats need, failures included.
 
-    ``told(done, won)`` is called with the numbers of finished and of successful episodes; ``first``: number of the
-    first one.
+    ``on_progress(done, won)`` is called with the numbers of finished and of successful episodes; ``first``: number of
+    the first one.
     """
     if n < 1:
         raise InvalidInputError(f"a data set has at least one episode, not {n}: raise n")

@@ -48,8 +48,9 @@ def record(
 
     ``obs`` is a float32 tensor [B, ...] or a dict of them (images uint8). Actions are a tensor or array [B, d] in the
     environment's units; ``act(obs)`` works too. A chunk [B, T_a, d] is executed action by action. The executed action
-    is recorded: clipped to the action space. ``max_episode_steps`` cuts an episode. ``told(done, won)`` is called with
-    the numbers of finished and of successful episodes; ``first``: number of the first one. Spends "env_steps".
+    is recorded: clipped to the action space. ``max_episode_steps`` cuts an episode. ``on_progress(done, won)`` is
+    called with the numbers of finished and of successful episodes; ``first``: number of the first one. Spends
+    "env_steps".
 
     An episode that crashes is kept up to the step before, as failed and cut; one that crashes at once is left out. Warn
     (``Remark``) of that, and of start states that are equal, successful before the first action, or not repeated by
@@ -58,11 +59,11 @@ def record(
     from denoiserl.envs import remarks
     from denoiserl.envs.backends.make import make_backend
     from denoiserl.envs.backends.sync import derive_seed
-    from denoiserl.envs.spaces import decides
+    from denoiserl.envs.spaces import as_actor
 
     if episodes < 1:
         raise InvalidInputError(f"a data set has at least one episode, not {episodes}")
-    act = decides(act)
+    act = as_actor(act)
     owner, spec = make_backend(env, None if hasattr(env, "num_envs") else min(num_envs, episodes), 1, None)
     if spec.choices is not None or len(spec.action) != 1:
         raise InvalidInputError(
@@ -86,7 +87,7 @@ def record(
     faults = {first + i: row.fault for i, row in enumerate(rows) if row.fault is not None}
     notes += remarks.crash_notes(faults, episodes, owner.name)
     lengths, returns = [len(row.done) for row in rows], [float(row.rewards.sum()) for row in rows]
-    notes += remarks.alike([row.start for row in rows], lengths, returns, owner.name)
+    notes += remarks.equal_start_notes([row.start for row in rows], lengths, returns, owner.name)
     notes += remarks.early_success_notes(sum(row.solved for row in rows), episodes, owner.name)
     remarks.remark(notes)
     known, rows = any(row.success is not None for row in rows), [row for row in rows if len(row.done)]
@@ -167,7 +168,7 @@ def _round(
             if not alive.any() or len(done) >= max_episode_steps:
                 break
             seen.append(copy(obs))
-            out = owner.play(chunk[:, i : i + 1], alive, 1.0, False)
+            out = owner.step_chunk(chunk[:, i : i + 1], alive, 1.0, False)
             for fault in out.faults:
                 if fault.env is not None and alive[fault.env]:
                     faults[fault.env] = fault

@@ -50,7 +50,7 @@ def row(tree: Any, i: int) -> bytes:
     return np.ascontiguousarray(tree[i]).tobytes()
 
 
-def alike(starts: Sequence[bytes], lengths: Any, returns: Any, name: str) -> list[str]:
+def equal_start_notes(starts: Sequence[bytes], lengths: Any, returns: Any, name: str) -> list[str]:
     """Return the warning about equal first observations, if there are any.
 
     ``lengths`` and ``returns`` [N] are those of the episodes. A bandit (one start state, single-step episodes, returns
@@ -74,7 +74,7 @@ def compare_resets(owner: Any, seeds: list[int], begin: Callable[[list[int]], An
 
     One environment is reset twice with the same seed. Workers and batched environments are not checked.
     """
-    before = owner.once(seeds) if hasattr(owner, "once") else None
+    before = owner.first_observation(seeds) if hasattr(owner, "first_observation") else None
     obs = begin(seeds)
     if before is None or _near(before, obs):
         return obs, []
@@ -117,7 +117,7 @@ def early_success_notes(count: int, n: int, name: str) -> list[str]:
     ]
 
 
-def sudden(first: np.ndarray, lengths: np.ndarray, n: int, name: str) -> list[str]:
+def first_step_success_notes(first: np.ndarray, lengths: np.ndarray, n: int, name: str) -> list[str]:
     """Return the warning about episodes that succeed in their first step, if episodes are longer than that."""
     count = int((first == 1).sum())
     if not count or lengths.max() <= 1:

@@ -11,18 +11,18 @@ from torch import Tensor
 class RewardScale:
     """r / std(R), where R_t = r_t + γ_t (1 − done_{t−1}) R_{t−1} runs per environment (PPO's usual reward scaling).
 
-    Mean and variance are Welford's over all steps so far; the divisor is at least ``least``. It has a state: name it in
-    ``run.loop``.
+    Mean and variance are Welford's over all steps so far; the divisor is at least ``min_std``. It has a state: name it
+    in ``run.loop``.
     """
 
-    def __init__(self, least: float = 1e-3) -> None:
-        self.least, self.count, self.mean, self.squares = least, 0.0, 0.0, 0.0
+    def __init__(self, min_std: float = 1e-3) -> None:
+        self.min_std, self.count, self.mean, self.squares = min_std, 0.0, 0.0, 0.0
         self.running: Tensor | None = None
 
     @property
     def std(self) -> float:
         """the divisor"""
-        return max((self.squares / max(self.count, 1.0)) ** 0.5, self.least)
+        return max((self.squares / max(self.count, 1.0)) ** 0.5, self.min_std)
 
     def __call__(self, reward: Tensor, gamma: Tensor, done: Tensor, alive: Tensor | None = None) -> Tensor:
         """Return scaled rewards [T, B]; ``gamma`` [T, B]: discount of each step, ``done``: where an episode ended.

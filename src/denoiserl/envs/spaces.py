@@ -106,7 +106,7 @@ def flat_size(seen: Any, name: str) -> int:
     return seen[0]
 
 
-def decides(act: Callable[..., Any]) -> Callable[[Any, Rng], Any]:
+def as_actor(act: Callable[..., Any]) -> Callable[[Any, Rng], Any]:
     """Return ``act`` as a function ``act(obs, rng)``.
 
     A function of observations alone gets no rng; neither does a second parameter with a default and another name than

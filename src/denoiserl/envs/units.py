@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.data import Normalizer, RunningNormCodec, TanhCodec
-from denoiserl.data.ranges import NARROW, check_range, tiny
+from denoiserl.data.ranges import NARROW, check_range, is_tiny_range
 
 FITTED = "what the policy was fitted to"
 
@@ -23,7 +23,7 @@ def inner(codec: Any) -> Any:
     return getattr(codec, "inner", codec)
 
 
-def reach(codec: Any) -> tuple[Tensor, Tensor] | None:
+def action_range(codec: Any) -> tuple[Tensor, Tensor] | None:
     """Return the least and the greatest action [d] of a codec, infinite where unbounded; None if it is not known.
 
     Decisions of ``RunningNormCodec`` have no bounds; ±1 are its ends if it was made for a box.
@@ -65,7 +65,7 @@ def numbers(codec: Any, observations: Any, dim: int) -> Tensor | None:
     return observations.reshape(-1, dim).float().cpu()
 
 
-def unseen(codec: Any, observations: Any, name: str, every: bool = False) -> list[str]:
+def range_remarks(codec: Any, observations: Any, name: str, every: bool = False) -> list[str]:
     """Return the warning about observations outside the fitted range by more than its width, if there are any.
 
     ``every``: only about dimensions in which all of them are outside.
@@ -77,12 +77,14 @@ def unseen(codec: Any, observations: Any, name: str, every: bool = False) -> lis
         return []
     width = known.high - known.low
     over = torch.maximum(known.low - rows, rows - known.high) > width
-    far = (over.all(0) if every else over.any(0)) & (width > 0) & ~known.constant & ~tiny(known.low, known.high)
+    far = (
+        (over.all(0) if every else over.any(0)) & (width > 0) & ~known.constant & ~is_tiny_range(known.low, known.high)
+    )
     said = check_range(rows.masked_fill(~far, torch.nan), known.low, known.high, name, FITTED)[1]
     return [said] if said else []
 
 
-def unfit(codec: Any, owner: Any, spec: Any, word: str = "the policy") -> list[str]:
+def unit_remarks(codec: Any, owner: Any, spec: Any, word: str = "the policy") -> list[str]:
     """Return warnings about a policy whose actions or observations have other units than the environment.
 
     Actions: the codec's range against the bounds; a constant dimension is allowed. Observations: the fitted range
@@ -90,10 +92,10 @@ def unfit(codec: Any, owner: Any, spec: Any, word: str = "the policy") -> list[s
     do.
     """
     codec, said = inner(codec), []
-    known, box = reach(codec), f"the box of {owner.name}"
+    known, box = action_range(codec), f"the box of {owner.name}"
     if known is not None and spec.choices is None and np.size(spec.low) == len(known[0]):
         said.append(_compared(known, spec.low, spec.high, f"the actions that {word} can take", f"{box} of actions")[1])
-    seen, space = observation_range(codec), shown(owner)
+    seen, space = observation_range(codec), single_observation_space(owner)
     if seen is not None:
         low, high = (numbers(codec, _bounds(space, end), seen.dim) for end in ("low", "high"))
         if low is not None and high is not None:
@@ -112,7 +114,7 @@ def _compared(ends: tuple[Tensor, Tensor], low: Any, high: Any, name: str, box: 
     return check_range(rows, low, high, name, box, constant=False, slack=NARROW, ends=True)
 
 
-def shown(owner: Any) -> Any:
+def single_observation_space(owner: Any) -> Any:
     """Return the observation space of one environment, where its backend (``Collector.owner``) has it."""
     envs = getattr(owner, "envs", None) or getattr(owner, "world", None)
     one = envs[0] if isinstance(envs, list) else envs

@@ -60,7 +60,7 @@ class Args:
     """number of held-out evaluations during learning, evenly over the budget"""
 
 
-def begin(args: Args) -> start.Args:
+def starting_policy_args(args: Args) -> start.Args:
     """Return the settings of this arm's starting policy."""
     return start.Args(args.seed, args.task, args.kind, args.base)
 
@@ -69,19 +69,21 @@ def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     """Learn until the budget is spent, evaluate the policy, and write the outcomes to ``result``."""
     run = run or Run()
     task = tasks.make(args.task, args.base)
-    policy = start.load_start(task, start.folder(begin(args), str(run.device)), begin(args), run)
+    policy = start.load_start(
+        task, start.folder(starting_policy_args(args), str(run.device)), starting_policy_args(args), run
+    )
     torch.manual_seed(args.seed)  # global draws must not depend on whether the start was cached
     spent: dict[str, float] = dict.fromkeys((*UNITS, "seconds"), 0)
     cpu = Cpu()
     if args.method != find.NONE:
         stage = run.stage("improve", {args.unit: args.budget})
         yield from train_arm(task, policy, args, stage, cpu)
-        spent = stage.spent()
+        spent = stage.usage()
     used = cpu.seconds() if args.method != find.NONE else 0.0
     began = time.perf_counter()
     with remarks() as notes:
         outcomes = task.evaluate(policy, args.trial_seed, args.trials)
-    run.last(policy)
+    run.save_last(policy)
     result = {
         "outcomes": outcomes,
         "notes": list(notes),
@@ -123,9 +125,9 @@ def train_arm(task: Task, policy: Policy, args: Args, run: Run, cpu: Cpu) -> Ite
         settings = fit_iterations_to_budget(task, method, policy, args)
     if args.curve:
         yield {args.unit: 0.0, **eval_metrics(task, policy, args, run, cpu)}
-    before = run.spent()[args.unit]
+    before = run.usage()[args.unit]
     for row in improve(method.improve, find.signal_of(method), task, policy, settings, args.seed, run):
-        now = run.spent()[args.unit]
+        now = run.usage()[args.unit]
         marks = [int(min(1.0, spent / args.budget) * args.curve + 1e-9) for spent in (before, now)]
         if marks[1] > marks[0]:
             row |= eval_metrics(task, policy, args, run, cpu)

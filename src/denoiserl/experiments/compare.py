@@ -24,7 +24,7 @@ from denoiserl.experiments import arm as arms
 from denoiserl.experiments import resolve as find
 from denoiserl.experiments import starting_policies as start
 from denoiserl.experiments.jobs import Job
-from denoiserl.experiments.jobs import play as play_jobs
+from denoiserl.experiments.jobs import run_jobs as play_jobs
 from denoiserl.experiments.runner import provenance
 from denoiserl.experiments.study import TUNING, Arm, Study
 from denoiserl.stats import ComparisonTable, selection_seed, standings, test_seed
@@ -160,7 +160,7 @@ def _play(jobs: list[Job], processes: int, device: str, progress: bool, said: st
     """Make the starting policies that the jobs need, then run the jobs."""
     needed = {}
     for job in jobs:
-        a = arms.begin(job.args)
+        a = arms.starting_policy_args(job.args)
         path = start.folder(a, device)
         needed[path] = Job("denoiserl.experiments.starting_policies", a, path, f"start {a.kind or ''} {a.seed}")
     play_jobs(list(needed.values()), processes, device, progress, "starts  ")

@@ -132,7 +132,7 @@ def with_race_verdicts(table: ComparisonTable, race: SequentialComparison) -> Co
             c,
             p=min(
                 table.level if frozenset((c.first, c.second)) in apart else 1.0,  # the race's steps separate more
-                2 * pairs * min(race.p(c.first, c.second), race.p(c.second, c.first)),
+                2 * pairs * min(race.p_value(c.first, c.second), race.p_value(c.second, c.first)),
             ),
             separated=frozenset((c.first, c.second)) in apart,
         )

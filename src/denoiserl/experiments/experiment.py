@@ -60,7 +60,7 @@ def inputs(args: Args) -> dict[str, Any]:
     return {**recipe, **task, "args": args.args, "task_args": args.task_args}
 
 
-def about(args: Args) -> dict[str, Any]:
+def run_description(args: Args) -> dict[str, Any]:
     """Return a run's description for its record: name, docstring, options, and defaults of the options.
 
     Options of the method have their own names; those of the task are called ``task.NAME``.
@@ -81,12 +81,12 @@ def about(args: Args) -> dict[str, Any]:
     }
 
 
-def grows(args: Mapping[str, Any]) -> bool:
+def may_extend(args: Mapping[str, Any]) -> bool:
     """Return whether a run with these settings, as JSON, may be resumed with more iterations.
 
-    A recipe allows it by ``GROWS``: the settings under which none of its schedules depends on the number of iterations.
+    A recipe allows it by ``EXTENDABLE``: the settings under which no schedule depends on the number of iterations.
     """
-    needs = getattr(resolve.method(args["recipe"]), "GROWS", None)
+    needs = getattr(resolve.method(args["recipe"]), "EXTENDABLE", None)
     settings = {**vars(resolve.settings(args["recipe"], {})), **args["args"]}
     return needs is not None and all(settings.get(name) == value for name, value in needs.items())
 
@@ -120,7 +120,7 @@ def run_recipe(
     policy = yield from task.start_policy(seed, run.stage("imitate"), start or resolve.start_kind(recipe, args))
     stage = run.stage("improve")
     yield from improve_with_eval(recipe.improve, signal, task, policy, args, seed, stage, eval_every)
-    run.last(policy)
+    run.save_last(policy)
 
 
 def improve(

@@ -51,7 +51,7 @@ def work(spec: str) -> None:
     run(recipe, args, job["folder"], device=job["device"], threads=1, progress=False, tensorboard=False)
 
 
-def play(jobs: Sequence[Job], processes: int, device: str = "cpu", progress: bool = True, said: str = "") -> None:
+def run_jobs(jobs: Sequence[Job], processes: int, device: str = "cpu", progress: bool = True, said: str = "") -> None:
     """Run all unfinished jobs, ``processes`` at a time; 0 runs them in this process, one after another.
 
     After a job fails no other job starts and the running ones finish; then raise RunError with its last message.

@@ -65,7 +65,7 @@ def run(
     Return ``{"folder", "rows", "last", "spent", "place"}``: ``last`` is the newest row. Raise RunError, before anything
     is written, for a setting out of its range or an unknown device. Raise RunError if the folder holds a run of other
     settings, or if a file or folder that they name has changed (data, a module with an environment, a starting policy).
-    More ``iterations`` are allowed if the recipe's ``GROWS`` says so; environments then restart where the run had
+    More ``iterations`` are allowed if the recipe's ``EXTENDABLE`` says so; environments then restart where the run had
     ended. Ctrl-C lets the iteration finish, saves, prints how to resume, and raises SystemExit(130) (143 for SIGTERM).
     A second Ctrl-C stops at once, and the run resumes from its last save.
     """
@@ -84,7 +84,7 @@ def run(
         check_value(Count | None, value, name)
     keep, place = Run(folder, device, save_every, budget, env_restart_every), DeviceConfig(device, precision, threads)
     with _alone(folder):
-        store.settle(folder)
+        store.remove_partial_writes(folder)
         given = fingerprints(getattr(program, "inputs", lambda of: of)(args), folder)
         record = _record(folder, json.loads(json.dumps(settings)), given, getattr(args, "seed", None), program, args)
         with place.activate() as record["place"]:
@@ -92,7 +92,7 @@ def run(
             last, rows = _consume(program, args, keep, record["seed"], progress, tensorboard)
         record["finished"] = _now()
         store.write_json(folder / "run.json", record)
-    return {"folder": str(folder), "rows": rows, "last": last, "spent": keep.spent(), "place": record["place"]}
+    return {"folder": str(folder), "rows": rows, "last": last, "spent": keep.usage(), "place": record["place"]}
 
 
 def rerun(folder: Path | str, **settings: Any) -> dict[str, Any]:
@@ -122,9 +122,9 @@ def _consume(
     assert run.folder is not None
     done = count_durable_rows(run.folder)
     journal, shown, last = MetricsLog(run.folder, done, tensorboard), Progress(progress), None
-    run.mark, run.watch = journal.mark, shown.tick
+    run.mark, run.watch = journal.mark, shown.update
     if done:
-        shown.say(f"Resuming {run.folder} after {done} rows.")
+        shown.print(f"Resuming {run.folder} after {done} rows.")
     if seed is not None:  # networks are initialised from the global generators
         torch.manual_seed(seed)
         numpy.random.seed(seed % 2**32)
@@ -137,8 +137,13 @@ def _consume(
                 shown.row(last)
     except KeyboardInterrupt as stop:
         shown.close()
-        message = str(stop) if isinstance(stop, Stopped) else "Stopped at once: earlier saves are in the folder."
-        print(f"{message} Run the same command again to resume ({run.folder}).", file=sys.stderr, flush=True)
+        saves = any(run.folder.rglob("state"))
+        at_once = (
+            "Stopped at once: the last save is kept." if saves else "Stopped before the first save: nothing is kept."
+        )
+        message = str(stop) if isinstance(stop, Stopped) else at_once
+        again = "resume" if saves else "start again"
+        print(f"{message} Run the same command again to {again} ({run.folder}).", file=sys.stderr, flush=True)
         number = stop.number if isinstance(stop, Stopped) else 2
         raise SystemExit(128 + number) from None
     finally:
@@ -176,7 +181,7 @@ def _record(
     was, more = (_iters(args) for args in (old.get("args", {}), settings["args"]))
     longer = was is not None and more is not None and was < more
     longer = longer and found in (diff_settings({"iterations": was}, {"iterations": more}, at) for at in ITERS)
-    if found and not (longer and getattr(program, "grows", lambda _: False)(settings["args"])):
+    if found and not (longer and getattr(program, "may_extend", lambda _: False)(settings["args"])):
         how = " Its schedules depend on their number: to improve its policy further, begin another run with it,"
         raise RunError(
             f"{folder} holds a run of other settings ({'; '.join(found)}): use them, or give a new folder."
@@ -224,9 +229,9 @@ def _iters(args: dict[str, Any]) -> int | None:
 
 
 def _about(program: Any, args: Any) -> dict[str, Any]:
-    """Return the description of a run: from the program's ``about``, or from its module and its ``Args``."""
-    if hasattr(program, "about"):
-        return to_json(program.about(args))
+    """Return the description of a run: from the program's ``run_description``, or from its module and its ``Args``."""
+    if hasattr(program, "run_description"):
+        return to_json(program.run_description(args))
     name, defaults = _name(program), {}
     with contextlib.suppress(TypeError, RunError):  # args without a default have none
         defaults = {"defaults": flat(to_json(program.Args()))}

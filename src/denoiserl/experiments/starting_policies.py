@@ -38,7 +38,7 @@ class Args:
 def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     """Make the starting policy and keep it as ``last``."""
     run = run or Run()
-    run.last((yield from tasks.make(args.task, args.base).start_policy(args.seed, run.stage("start"), args.kind)))
+    run.save_last((yield from tasks.make(args.task, args.base).start_policy(args.seed, run.stage("start"), args.kind)))
 
 
 def cache() -> Path:
@@ -49,7 +49,7 @@ def cache() -> Path:
 
 def folder(args: Args, device: str = "cpu") -> Path:
     """Return the folder of a start, named by a hash of everything that determines it."""
-    place = tasks.locate(args.task)[0]
+    place = tasks.find_task(args.task)[0]
     settings = [fingerprint([place]), args.task, args.kind, args.base, args.seed, device, torch.__version__]
     name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     return cache() / "starts" / f"{Path(place).stem.rpartition('.')[2].strip('_')}-{args.seed}-{name}"

@@ -107,7 +107,7 @@ def flow_levels(model: Any, dynamic: bool, given: float | None, levels: int = 10
     return given
 
 
-def needs(model: Any) -> tuple[str, ...]:
+def required_arguments(model: Any) -> tuple[str, ...]:
     """Return the required arguments of a network beside state, timestep and text."""
     base = unwrap_adapters(model)
     signature = inspect.signature(base.forward).parameters.items()
@@ -126,7 +126,7 @@ def needs(model: Any) -> tuple[str, ...]:
     return tuple(dict.fromkeys(k for k in found if k not in ("sample", "hidden_states", "timestep")))
 
 
-def fits(model: Any, height: int, width: int, factor: int) -> int:
+def patch_size(model: Any, height: int, width: int, factor: int) -> int:
     """Return the side of a model's patches, 1 without them.
 
     ``factor``: pixels per number of the state. Raise RunError if a state of this size does not divide into patches, or

@@ -75,28 +75,30 @@ def _uniform(count: int, rows: int, columns: int, fan: int) -> nn.Parameter:
 class Temperature(nn.Module):
     """The temperature α of an entropy bonus, learned so that the policy's entropy settles at a target (1812.05905).
 
-        α = least + exp θ,   loss = −α (log π + H̄): the gradient raises α while the entropy is below H̄
+        α = α_min + exp θ,   loss = −α (log π + H̄): the gradient raises α while the entropy is below H̄
 
-    ``least`` keeps the policy exploring if α would fall to 0 before the critic has learned.
+    ``min_temperature`` keeps the policy exploring if α would fall to 0 before the critic has learned.
     """
 
-    def __init__(self, start: float = 1.0, least: float = 0.0) -> None:
+    def __init__(self, start: float = 1.0, min_temperature: float = 0.0) -> None:
         super().__init__()
-        if not 0 <= least < start:
-            raise RunError(f"a temperature starts above its floor: 0 <= least < start, not {least} and {start}")
-        self.config = {"start": start, "least": least}
-        self.least, self.log = least, nn.Parameter(torch.tensor(math.log(start - least)))
+        if not 0 <= min_temperature < start:
+            raise RunError(
+                f"a temperature starts above its floor: 0 <= min_temperature < start, not {min_temperature} and {start}"
+            )
+        self.config = {"start": start, "min_temperature": min_temperature}
+        self.min_temperature, self.log = min_temperature, nn.Parameter(torch.tensor(math.log(start - min_temperature)))
 
     @property
     def alpha(self) -> Tensor:
         """Return α, detached."""
-        return self.least + self.log.detach().exp()
+        return self.min_temperature + self.log.detach().exp()
 
     def loss(self, log_prob: Tensor, target: float) -> Tensor:
         """Return −α (log π + H̄) per element of ``log_prob``. Raise InvalidInputError if that requires a gradient."""
         if log_prob.requires_grad:
             raise InvalidInputError("log_prob is a constant of the temperature's loss but has a gradient: detach it")
-        return -(self.least + self.log.exp()) * (log_prob + target)
+        return -(self.min_temperature + self.log.exp()) * (log_prob + target)
 
 
 def target_copy(net: Net) -> Net:

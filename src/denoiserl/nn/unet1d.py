@@ -27,7 +27,7 @@ from denoiserl.nn.embed import (
 SMALL, LONG, WIDE = 4, 16, 512
 
 
-def few(x: Tensor) -> bool:
+def prefers_matmul(x: Tensor) -> bool:
     """Return True if the convolution of x [B, C, L] is quicker as a matrix product."""
     rows, channels, length = x.shape
     alone = rows == 1 and (length >= LONG or (2 * length >= LONG and channels >= WIDE))
@@ -43,7 +43,7 @@ class Conv1d(nn.Conv1d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.windows(input) if few(input) else super().forward(input)
+        return self.windows(input) if prefers_matmul(input) else super().forward(input)
 
     def windows(self, x: Tensor) -> Tensor:
         """Compute the convolution as a matrix product."""

@@ -98,7 +98,7 @@ class Prompted:
         count = count[count.sum(-1) > 0]
         return torch.special.entr(count / count.sum(-1, keepdim=True)).sum(-1).mean()
 
-    def triple(self, x: Tensor, prompts: Tensor) -> Triple:
+    def evaluate_samples(self, x: Tensor, prompts: Tensor) -> Triple:
         """Return reward, on-manifold rate and mode entropy of a set of samples."""
         return Triple(
             float(self.reward(x, prompts).mean()),

@@ -84,7 +84,7 @@ def reward(tokens: Tensor, canvas: Tensor) -> Tensor:
     return verify(tokens, canvas).float()
 
 
-def text(tokens: Tensor, canvas: Tensor | None = None) -> str:
+def format_grid(tokens: Tensor, canvas: Tensor | None = None) -> str:
     """Return one grid [16] as four lines; holes are dots, and filled-in digits are bracketed if a canvas is given."""
     cell = []
     for i, token in enumerate(tokens.tolist()):

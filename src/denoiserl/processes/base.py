@@ -69,7 +69,7 @@ class StepTable:
                 )
         return self._scalars[device]
 
-    def part(self, low: int, high: int) -> StepTable:
+    def slice_steps(self, low: int, high: int) -> StepTable:
         """Return the table of the steps low ≤ k < high. Raise InvalidInputError if they are no part of this table."""
         if not 0 <= low < high <= len(self):
             raise InvalidInputError(f"the steps [{low}, {high}) are not a part of a chain of {len(self)}")

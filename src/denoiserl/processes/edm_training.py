@@ -30,7 +30,7 @@ Guide = Callable[[Tensor, int, Callable[[], Tensor]], Tensor]
 
 def time_of(sigma: Tensor, schedule: Karras = edm) -> Tensor:
     """Return the time at which the noise is σ: t = (σ^{1/ρ} − σ_min^{1/ρ}) / (σ_max^{1/ρ} − σ_min^{1/ρ})."""
-    low, high = schedule.least ** (1 / schedule.rho), schedule.most ** (1 / schedule.rho)
+    low, high = schedule.sigma_min ** (1 / schedule.rho), schedule.sigma_max ** (1 / schedule.rho)
     return (sigma ** (1 / schedule.rho) - low) / (high - low)
 
 
@@ -56,7 +56,11 @@ class EDMTraining:
     def times(self, u: Tensor) -> Tensor:
         """Return the times of the levels whose quantiles are u, within the schedule's range."""
         sigma = (self.mean + self.std * torch.special.ndtri(u.double())).exp()
-        return time_of(sigma.clamp(self.schedule.least, self.schedule.most), self.schedule).clamp(1e-6, 1).to(u.dtype)
+        return (
+            time_of(sigma.clamp(self.schedule.sigma_min, self.schedule.sigma_max), self.schedule)
+            .clamp(1e-6, 1)
+            .to(u.dtype)
+        )
 
     def noise(self, x0: Tensor, t: Tensor, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Return x₀ + σ ε at the levels with quantiles ``t``."""

@@ -104,7 +104,7 @@ class Masked(Process):
         """Return two uniforms per position."""
         return "uniform", (*event, 2)
 
-    def hide(self, x0: Tensor, hidden: Tensor, t: Tensor, live: Tensor | None, weight: Tensor) -> Noised:
+    def mask_positions(self, x0: Tensor, hidden: Tensor, t: Tensor, live: Tensor | None, weight: Tensor) -> Noised:
         """Return x₀ with the positions ``hidden`` masked. Raise InvalidInputError if x₀ contains the mask."""
         if bool((x0 == self.mask_token).any()):
             raise InvalidInputError(
@@ -117,7 +117,7 @@ class Masked(Process):
         """Mask every live position with probability t; the ELBO weight is 1/t."""
         rng = as_rng(rng, x0.device)
         hidden = rng.uniform(*x0.shape) < t[..., None]
-        return self.hide(x0, hidden if live is None else hidden & live, t, live, 1 / t)
+        return self.mask_positions(x0, hidden if live is None else hidden & live, t, live, 1 / t)
 
     def renoise(self, x0: Tensor, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
         """Mask every row n times, [batch, n]: k of its M live positions, k stratified in 1 ... M, weight M/k."""
@@ -133,7 +133,7 @@ class Masked(Process):
         score = rng.uniform(*many.shape).masked_fill(~alive[:, None], 2.0)
         hidden = score.argsort(-1).argsort(-1) < k[..., None]
         where = None if live is None else alive[:, None].expand(many.shape)
-        return self.hide(many, hidden, k / total, where, total / k)
+        return self.mask_positions(many, hidden, k / total, where, total / k)
 
     def token_log_probs(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
         """Return log p(x₀_i | x_t) at masked positions, 0 elsewhere: [*batch, L]."""

@@ -182,7 +182,7 @@ class MeanFlow(Process):
         """Return the time below which a share p of single draws lies: σ(mean + std Φ⁻¹(p)), float64."""
         return torch.sigmoid(self.mean + self.std * torch.special.ndtri(p.double()))
 
-    def place(self, t: Tensor) -> Tensor:
+    def level_cdf(self, t: Tensor) -> Tensor:
         """Return the share of single draws below t: the inverse of ``level``, float64 (1e-40 at t = 1e-6)."""
         return torch.special.log_ndtr((torch.logit(t.double()) - self.mean) / self.std).exp()
 
@@ -210,7 +210,7 @@ class MeanFlow(Process):
         """Add an r to every time: r = t for the share ``same``, and no pair at the ends."""
         kind = rng.uniform(*plain.t.shape).to(plain.t.device)
         kind = torch.where(kind < self.same, kind, 1.0)  # no mass at the ends: the times of ``plain`` have none
-        made = self._noised(plain.x0, self.place(plain.t), plain.t, rng, plain.mask, kind)
+        made = self._noised(plain.x0, self.level_cdf(plain.t), plain.t, rng, plain.mask, kind)
         return made._replace(weight=plain.weight)
 
     def _noised(self, x0: Tensor, place: Tensor, t: Tensor, rng: Rng, live: Tensor | None, kind: Tensor) -> Noised:

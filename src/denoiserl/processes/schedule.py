@@ -45,20 +45,20 @@ class Linear:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Variance preserving, ᾱ(t) ∝ cos²((t + s)/(1 + s) · π/2) (2102.09672); α never falls below ``least``.
+    """Variance preserving, ᾱ(t) ∝ cos²((t + s)/(1 + s) · π/2) (2102.09672); α never falls below ``min_alpha``.
 
-    ``least`` replaces the published cap on β: it keeps eps-prediction meaningful at t = 1.
+    ``min_alpha`` replaces the published cap on β: it keeps eps-prediction meaningful at t = 1.
     """
 
     offset: float = 0.008
-    least: float = 1e-4
+    min_alpha: float = 1e-4
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return √ᾱ = cos(u + d)/cos u and √(1 − ᾱ) = √(sin d · sin(d + 2u))/cos u, without cancellation."""
         u, d = self.offset / (1 + self.offset) * math.pi / 2, t / (1 + self.offset) * (math.pi / 2)
-        alpha = ((u + d).cos() / math.cos(u)).clamp(self.least, 1.0)
+        alpha = ((u + d).cos() / math.cos(u)).clamp(self.min_alpha, 1.0)
         sigma = (d.sin() * (d + 2 * u).sin()).clamp_min(0).sqrt() / math.cos(u)
-        return alpha, sigma.clamp_max(math.sqrt(1 - self.least**2))
+        return alpha, sigma.clamp_max(math.sqrt(1 - self.min_alpha**2))
 
     def inverse(self, sigma: Tensor) -> Tensor:
         """Return the least t, from cos(u + d) = √(1 − σ²) cos u.
@@ -153,13 +153,13 @@ def betas_cosine(levels: int = 100, cap: float = 0.999) -> Table:
 class Karras:
     """Variance exploding, α = 1, σ(t) = (σ_min^{1/ρ} + t (σ_max^{1/ρ} − σ_min^{1/ρ}))^ρ (EDM, 2206.00364); σ(0) = 0."""
 
-    least: float = 0.002
-    most: float = 80.0
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
     rho: float = 7.0
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Return 1 and σ(t)."""
-        low, high = self.least ** (1 / self.rho), self.most ** (1 / self.rho)
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         sigma = (low + t * (high - low)) ** self.rho
         return torch.ones_like(t), torch.where(t == 0, torch.zeros_like(t), sigma)
 
@@ -169,9 +169,9 @@ class Karras:
         Raise InvalidInputError if a σ is outside [σ_min, σ_max] and not 0.
         """
         s = _inside(sigma, self).double()
-        if bool(((s > 0) & (s < self.least * (1 - 1e-6))).any()):
-            raise InvalidInputError(f"no time has a noise level between 0 and {self.least}: leave such levels out")
-        low, high = self.least ** (1 / self.rho), self.most ** (1 / self.rho)
+        if bool(((s > 0) & (s < self.sigma_min * (1 - 1e-6))).any()):
+            raise InvalidInputError(f"no time has a noise level between 0 and {self.sigma_min}: leave such levels out")
+        low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         t = (s ** (1 / self.rho) - low) / (high - low)
         return torch.where(s == 0, 0.0, t.clamp(1e-12, 1)).to(sigma.dtype)
 

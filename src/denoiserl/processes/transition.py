@@ -185,19 +185,19 @@ class MinStd:
 
 @dataclass(frozen=True)
 class CappedStd:
-    """Lower the std to at most ``most``, and to 0 at the last step, and keep the mean: DPPO's evaluation."""
+    """Lower the std to at most ``max_std``, and to 0 at the last step, and keep the mean: DPPO's evaluation."""
 
     transition: Transition
-    most: float = 0.0
+    max_std: float = 0.0
 
     def __post_init__(self) -> None:
         require_transition(self.transition)
-        _at_least(self.most, 0, "the largest std")
+        _at_least(self.max_std, 0, "the largest std")
 
     def __call__(self, grid: GridLevels, schedule: Schedule) -> Coefficients:
-        """Return the coefficients with min(std, most), and 0 at the last step."""
+        """Return the coefficients with min(std, max_std), and 0 at the last step."""
         c = _fixed(self.transition, grid, schedule, "with_capped_std")
-        std = c.std.clamp_max(self.most)
+        std = c.std.clamp_max(self.max_std)
         return c._replace(std=torch.where(torch.arange(len(std)) == len(std) - 1, torch.zeros_like(std), std))
 
 

@@ -124,8 +124,8 @@ class Recipe(Protocol):
     - ``run``: a ``train.Run``, which saves, resumes and limits the loop. None: in memory.
     - Yields a row of metrics per iteration, ``{name: number}``. No work is done before the first ``next``.
 
-    Optional: ``DEFAULT_TASK_ARGS``, settings of the default task; ``GROWS``, the settings under which a run may go on
-    to more iterations; ``TUNE``, candidates of settings for ``compare``; ``DEMO``, the args of the demo.
+    Optional: ``DEFAULT_TASK_ARGS``, settings of the default task; ``EXTENDABLE``, the settings under which a run may
+    go on to more iterations; ``TUNE``, candidates of settings for ``compare``; ``DEMO``, the args of the demo.
     """
 
     Args: type[Any]

@@ -16,17 +16,17 @@ from denoiserl.report.html import (
     comparison_section,
     comparison_table,
     make_figure,
-    page,
-    write,
+    render_page,
+    write_page,
 )
-from denoiserl.report.learning_curves import dots, learning_curves, panels, plot
+from denoiserl.report.learning_curves import learning_curves, panels, plot, plot_comparisons
 from denoiserl.report.media import film, gif, image_grid, mp4, png
-from denoiserl.report.metrics import Curve, across, curve, groups, overlay, read_metrics, smooth, stages
+from denoiserl.report.metrics import Curve, curve, group_by_stage, groups, mean_over_runs, overlay, read_metrics, smooth
 from denoiserl.report.run_report import run_report
 from denoiserl.report.standings import console_standings, print_standings, standings_section
 from denoiserl.report.style import DARK, LIGHT, Theme
 from denoiserl.report.table import console_table, print_comparisons
-from denoiserl.report.video_grid import chosen, film_grid
+from denoiserl.report.video_grid import film_grid, select_episodes
 from denoiserl.report.violins import violins
 
 __all__ = [
@@ -42,35 +42,35 @@ __all__ = [
     "Settings",
     "Table",
     "Theme",
-    "across",
-    "chosen",
     "comparison_section",
     "comparison_table",
     "console_standings",
     "console_table",
     "curve",
-    "dots",
     "film",
     "film_grid",
     "gif",
+    "group_by_stage",
     "groups",
     "image_grid",
     "learning_curves",
     "make_figure",
+    "mean_over_runs",
     "mp4",
     "overlay",
-    "page",
     "panels",
     "plot",
+    "plot_comparisons",
     "png",
     "print_comparisons",
     "print_standings",
     "read_metrics",
+    "render_page",
     "run_report",
+    "select_episodes",
     "smooth",
-    "stages",
     "standings_section",
     "verdict",
     "violins",
-    "write",
+    "write_page",
 ]

@@ -9,7 +9,7 @@ from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
 from denoiserl.envs.evaluate import record_video
 from denoiserl.report.media import gif
-from denoiserl.report.video_grid import chosen, film_grid
+from denoiserl.report.video_grid import film_grid, select_episodes
 
 FEW = 8
 
@@ -26,6 +26,6 @@ def episode_video(
         films, won = record_video(act, env, n, seed, size)
     except RunError as error:
         return {"episodes.txt": f"No video of the episodes: {error}."}
-    shown = chosen(won) if n > FEW else list(range(n))
+    shown = select_episodes(won) if n > FEW else list(range(n))
     outcomes = None if all(w is None for w in won) else [won[i] for i in shown]
     return {"episodes.gif": gif(film_grid([films[i] for i in shown], outcomes), 20.0)}

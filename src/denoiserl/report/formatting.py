@@ -69,20 +69,18 @@ def verdict(standings: ComparisonTable, contrast: Contrast) -> str:
     unit = " points" if standings.unit == "%" else f" {standings.unit}" if standings.unit else ""
     low, high = sorted(scale * (v if above else -v) for v in (c.difference.low, c.difference.high))
     places = decimals([high - low])
-    size, ends = number(abs(scale * c.difference.mean), places), f"[{number(low, places)}, {number(high, places)}]"
-    text = f"{first} is {'above' if above else 'below'} {second} by {size} {ends}{unit}, {probability(c.p)}"
+    size = number(abs(scale * c.difference.mean), places)
+    ends = f"{100 * (1 - standings.level):g} % interval {number(low, places)} to {number(high, places)}"
+    found = f"{size}{unit} {'more' if above else 'less'}, {ends}, {probability(c.p)}"
     if c.separated:
-        return f"{text}."
+        return f"{first} is better than {second} ({found})."
+    text = f"No difference shown between {first} and {second} ({first}: {found})"
     if not math.isfinite(c.min_detectable_effect) or (standings.unit == "%" and c.min_detectable_effect >= 1):
-        return f"{text}: not separated, and this design can hardly detect any difference."
-    return (
-        f"{text}: not separated; this design detects a difference of "
-        f"{number(scale * c.min_detectable_effect, places)}{unit} "
-        "with power 0.8."
-    )
+        return f"{text}. This design can hardly detect any difference."
+    return f"{text}. This design detects {number(scale * c.min_detectable_effect, places)}{unit} with power 0.8."
 
 
-def scope(standings: ComparisonTable) -> str:
+def comparison_scope(standings: ComparisonTable) -> str:
     """Return what the table's intervals, letters and p-values refer to."""
     share = f"{100 * (1 - standings.level):g} %"
     many = len(standings.rows) > 1

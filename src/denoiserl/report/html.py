@@ -130,7 +130,7 @@ class Section:
     pieces: Sequence[Piece]
 
 
-def page(title: str, sections: Sequence[Section], lead: str = "", footer: str = "") -> str:
+def render_page(title: str, sections: Sequence[Section], lead: str = "", footer: str = "") -> str:
     """Return the whole document as a string. Raise RunError for a piece that a report cannot show."""
     foot = footer or f"Made by DenoiseRL on {datetime.datetime.now().astimezone():%d %B %Y, %H:%M}."
     return (
@@ -140,9 +140,9 @@ def page(title: str, sections: Sequence[Section], lead: str = "", footer: str = 
     )
 
 
-def write(path: Path | str, title: str, sections: Sequence[Section], lead: str = "", footer: str = "") -> Path:
+def write_page(path: Path | str, title: str, sections: Sequence[Section], lead: str = "", footer: str = "") -> Path:
     """Write the page to ``path``, whole or not at all, and return the path."""
-    return store.write_text(path, page(title, sections, lead, footer))
+    return store.write_text(path, render_page(title, sections, lead, footer))
 
 
 def make_figure(draw: Callable[[Theme], bytes], caption: str = "", alt: str = "", width: int | None = None) -> Figure:
@@ -153,11 +153,11 @@ def make_figure(draw: Callable[[Theme], bytes], caption: str = "", alt: str = ""
 
 def comparison_section(comparisons: Sequence[Comparison], title: str = "Before and after") -> Section:
     """Return a section with the comparisons as a plot, as sentences and as a table."""
-    from denoiserl.report.learning_curves import dots
+    from denoiserl.report.learning_curves import plot_comparisons
 
     verdicts = [f"{c.name}, {c.metric}: {c.verdict()}." for c in comparisons]
     figure = make_figure(
-        lambda theme: dots(comparisons, theme),
+        lambda theme: plot_comparisons(comparisons, theme),
         "Dots are means, lines are 95 % intervals.",
         " ".join(verdicts),
         760,
@@ -173,7 +173,7 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
         for label, row in c.rows:
             if label == LABELS["after"]:
                 strong.append(len(rows))
-            mean, low, high = c.show(row.mean), c.show(row.low), c.show(row.high)
+            mean, low, high = c.format_value(row.mean), c.format_value(row.low), c.format_value(row.high)
             rows.append((c.name, c.metric, label, mean, f"{low} – {high}", row.n))
     return Table(("task", "metric", "", "mean", "95 % interval", "n"), rows, strong=strong, numbers=(3, 4))
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from denoiserl.core.errors import InvalidInputError, RunError, require
 from denoiserl.report.formatting import count
-from denoiserl.report.metrics import Curve, Row, axis, curve, join_curves, smooth
+from denoiserl.report.metrics import Curve, Row, curve, join_curves, progress_key, smooth
 from denoiserl.report.style import LIGHT, Theme, canvas
 from denoiserl.stats.comparison import Comparison
 
@@ -69,7 +69,7 @@ def learning_curves(
     curves = [join_curves([curve(rows, key, x) for rows in runs], name, band) for name, runs in arms.items()]
     if unit == "%":  # rates are in [0, 1], and so are their intervals
         curves = [_within(c, 0.0, 1.0) for c in curves]
-    at = x or next((found for runs in arms.values() for rows in runs if (found := axis(rows))), "row")
+    at = x or next((found for runs in arms.values() for rows in runs if (found := progress_key(rows))), "row")
     return plot(curves, title, at, "", marks, None, unit, (8.0, 3.8), theme, theme.palette([*arms, *(marks or {})]))
 
 
@@ -123,7 +123,7 @@ def panels(
     return canvas(draw, (3.5 * columns + (1.2 if columns < 3 and not room else 0), 2.5 * lines + room), theme)
 
 
-def dots(comparisons: Sequence[Comparison], theme: Theme = LIGHT) -> bytes:
+def plot_comparisons(comparisons: Sequence[Comparison], theme: Theme = LIGHT) -> bytes:
     """Plot before, more imitation and after: a dot and its 95 % interval per row, one panel per comparison."""
     if not comparisons:
         raise RunError("There is nothing to compare: give at least one Comparison.")
@@ -146,7 +146,7 @@ def _dots(axes: Any, comparison: Comparison, theme: Theme) -> None:
         axes.plot([scale * row.low, scale * row.high], [place, place], color=colour, linewidth=2.6)
         axes.plot([scale * row.mean], [place], "o", color=colour, markersize=7.5, markeredgecolor=theme.ground)
         axes.annotate(
-            comparison.show(row.mean),
+            comparison.format_value(row.mean),
             (1, place),
             (8, 0),
             xycoords=("axes fraction", "data"),
@@ -225,7 +225,7 @@ def _name_ends(figure: Any, axes: Any, ends: list[tuple[str, float, str]]) -> No
     points = 72 / figure.dpi
     height = [axes.transData.transform((0, y))[1] * points for _, y, _ in ends]
     floor, ceiling = (v * points for v in (axes.bbox.y0, axes.bbox.y1))
-    places = spread(height, 12.5, floor, ceiling)
+    places = spread_labels(height, 12.5, floor, ceiling)
     moved = max(abs(a - b) for a, b in zip(places, height, strict=True)) > 4
     for (name, y, colour), at, now in zip(ends, places, height, strict=True):
         leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.8, "alpha": 0.6, "shrinkA": 2, "shrinkB": 0}
@@ -253,7 +253,7 @@ def _name_above(figure: Any, colours: Mapping[str, str]) -> None:
     )
 
 
-def spread(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def spread_labels(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Move heights at least ``gap`` apart inside [low, high], by a sweep up and a sweep down; keep their order.
 
     If they do not fit, the lowest are below ``low``.

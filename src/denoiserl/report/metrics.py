@@ -41,17 +41,17 @@ class Curve:
             raise InvalidInputError(f"curve {self.label!r}: x, y and both ends of the band must have the same length.")
 
 
-def read_metrics(path: Path | str, most: int | None = None) -> list[dict[str, Any]]:
+def read_metrics(path: Path | str, max_rows: int | None = None) -> list[dict[str, Any]]:
     """Read the rows of a ``metrics.jsonl``. Skip a last line that a crash truncated; raise RunError for other damage.
 
     The strings "nan", "inf" and "-inf" become numbers, and nested keys are joined: ``loss/policy``. An interval (mean,
-    low, high, n) with key k becomes ``k``, ``k_low`` and ``k_high``. ``most``: keep about so many rows of every kind
-    (same stage, same keys), evenly spaced and with the last one. Rare rows, such as evaluations, are all kept.
+    low, high, n) with key k becomes ``k``, ``k_low`` and ``k_high``. ``max_rows``: keep about so many rows of every
+    kind (same stage, same keys), evenly spaced and with the last one. Rare rows, such as evaluations, are all kept.
     """
     kinds: dict[tuple[str, ...], _Thinned] = {}
     for i, row in enumerate(each_row(path)):
-        kind = (str(row.get("stage")), *row) if most is not None else ()
-        kinds.setdefault(kind, _Thinned(most)).add(i, row)
+        kind = (str(row.get("stage")), *row) if max_rows is not None else ()
+        kinds.setdefault(kind, _Thinned(max_rows)).add(i, row)
     return [_flat(row) for _, row in sorted((pair for kind in kinds.values() for pair in kind.rows), key=itemgetter(0))]
 
 
@@ -78,10 +78,10 @@ def each_row(path: Path | str) -> Iterator[dict[str, Any]]:
 
 
 class _Thinned:
-    """Every k-th of the added rows, at most twice ``most``, and the last one."""
+    """Every k-th of the added rows, at most twice ``max_rows``, and the last one."""
 
-    def __init__(self, most: int | None) -> None:
-        self.most, self.count, self.stride = most, 0, 1
+    def __init__(self, max_rows: int | None) -> None:
+        self.max_rows, self.count, self.stride = max_rows, 0, 1
         self.kept: list[tuple[int, dict[str, Any]]] = []
         self.last: tuple[int, dict[str, Any]] | None = None
 
@@ -89,7 +89,7 @@ class _Thinned:
         self.last = (i, row)
         if self.count % self.stride == 0:
             self.kept.append(self.last)
-            if self.most is not None and len(self.kept) > 2 * self.most:
+            if self.max_rows is not None and len(self.kept) > 2 * self.max_rows:
                 self.kept, self.stride = self.kept[::2], 2 * self.stride
         self.count += 1
 
@@ -118,18 +118,18 @@ def numeric(row: Row, key: str) -> bool:
     return isinstance(row.get(key), int | float) and not isinstance(row[key], bool)
 
 
-def axis(rows: Sequence[Row]) -> str | None:
+def progress_key(rows: Sequence[Row]) -> str | None:
     """Return the key that counts progress: the first of ``AXES`` that every row has, or None."""
     return next((k for k in AXES if rows and all(numeric(row, k) for row in rows)), None)
 
 
 def curve(rows: Sequence[Row], key: str, x: str | None = None, label: str | None = None) -> Curve:
-    """Return the curve of ``key`` over ``x`` (by default ``axis``, else the row's number).
+    """Return the curve of ``key`` over ``x`` (by default ``progress_key``, else the row's number).
 
     Rows without the key are skipped; values that are not finite become gaps. ``key_low`` and ``key_high`` become the
     band if the rows have them. Raise RunError for an unknown key and suggest the closest one.
     """
-    x = x or axis(rows)
+    x = x or progress_key(rows)
     having = [(i, row) for i, row in enumerate(rows) if numeric(row, key) and (x is None or numeric(row, x))]
     if not having:
         known = {k for row in rows for k in row if numeric(row, k)}
@@ -149,7 +149,7 @@ def curve(rows: Sequence[Row], key: str, x: str | None = None, label: str | None
     return Curve(label or key, at, column(key))
 
 
-def across(runs: Sequence[Sequence[Row]], key: str, x: str | None = None, label: str | None = None) -> Curve:
+def mean_over_runs(runs: Sequence[Sequence[Row]], key: str, x: str | None = None, label: str | None = None) -> Curve:
     """Return the mean over runs (seeds) with its 95 % Student-t band, at the x that all runs have.
 
     Points that some run lacks are left out, so that every mean is over the same runs.
@@ -169,9 +169,9 @@ def across(runs: Sequence[Sequence[Row]], key: str, x: str | None = None, label:
 def overlay(given: Sequence[Curve], label: str, band: Literal["interval", "range"] = "interval") -> Curve:
     """Return the mean of several curves over their common range of x, with linear interpolation between points.
 
-    It serves runs with points at different x, such as usage counts; for equal x it is ``across``. It has at most twice
-    ``DRAWN`` points. The band is the 95 % Student-t interval of the mean, or the range from minimum to maximum. A gap
-    in one curve is a gap of the mean. Of several points at one x the last counts.
+    It serves runs with points at different x, such as usage counts; for equal x it is ``mean_over_runs``. It has at
+    most twice ``DRAWN`` points. The band is the 95 % Student-t interval of the mean, or the range from minimum to
+    maximum. A gap in one curve is a gap of the mean. Of several points at one x the last counts.
     """
     if len(given) < 2:
         raise InvalidInputError(f"a band needs at least two curves, not {len(given)}: draw one as it is.")
@@ -237,7 +237,7 @@ def smooth(given: Curve, half_life: float) -> Curve:
     return replace(given, y=y, low=None, high=None)
 
 
-def stages(rows: Sequence[Row]) -> dict[str, list[Row]]:
+def group_by_stage(rows: Sequence[Row]) -> dict[str, list[Row]]:
     """Group rows by ``stage``, in order of appearance; rows without one (or with null) are under ""."""
     found: dict[str, list[Row]] = {}
     for row in rows:
@@ -251,7 +251,7 @@ def groups(rows: Sequence[Row], factor: float = 30.0) -> dict[str, list[Curve]]:
     Curves with the same prefix before the first ``/`` or ``.`` share a panel, such as ``loss/policy`` and
     ``loss/value``, unless their sizes differ by more than ``factor``. Ends of bands are not curves.
     """
-    x = axis(rows)
+    x = progress_key(rows)
     keys = list(dict.fromkeys(k for row in rows for k in row if numeric(row, k) and k != x))
     ends = {f"{k}{end}" for k in keys for end in ("_low", "_high") if {f"{k}_low", f"{k}_high"} <= set(keys)}
     together: dict[str, list[Curve]] = {}

@@ -148,10 +148,10 @@ def command(run: Run) -> str:
     if parts[-1] == "run":
         parts.append(Path(recipe).name if recipe.endswith(".py") else recipe)
     for name, value in run.changed_options.items():
-        parts += flag(name, value)
+        parts += as_flags(name, value)
     for name, usual in RUNNING.items():
         if name in run.record and run.record[name] != usual:
-            parts += flag(name, run.record[name])
+            parts += as_flags(name, run.record[name])
     if run.record.get("budget"):
         parts += ["--budget", *(f"{k.replace(' ', '-')}={v:g}" for k, v in run.record["budget"].items())]
     usual = "demo" if parts[1] == "demo" else run.method if run.seed is None else f"{run.method}-{run.seed}"
@@ -160,7 +160,7 @@ def command(run: Run) -> str:
     return shlex.join(parts)
 
 
-def flag(name: str, value: Any) -> list[str]:
+def as_flags(name: str, value: Any) -> list[str]:
     """Return an option and its value as command-line arguments."""
     head, _, tail = name.replace("_", "-").rpartition(".")
     at = f"{head}." if head else ""
@@ -171,7 +171,7 @@ def flag(name: str, value: Any) -> list[str]:
     return [f"--{at}{tail}", str(value)]
 
 
-def about(run: Run) -> list[Piece]:
+def method_sections(run: Run) -> list[Piece]:
     """Return the method in a sentence, and its recipe's docstring, folded."""
     recipe = run.description
     paper = recipe.fields.get("paper", "")

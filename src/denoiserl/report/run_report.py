@@ -25,11 +25,11 @@ from denoiserl.report.html import (
     Table,
     comparison_section,
     make_figure,
-    page,
+    render_page,
 )
 from denoiserl.report.learning_curves import panels
-from denoiserl.report.metrics import Curve, Row, axis, groups, numeric, stages
-from denoiserl.report.provenance import Run, about, load_run, reproduction_section
+from denoiserl.report.metrics import Curve, Row, group_by_stage, groups, numeric, progress_key
+from denoiserl.report.provenance import Run, load_run, method_sections, reproduction_section
 from denoiserl.report.sections import evaluation_tables, gallery, held_out, media_sections, trial_files
 from denoiserl.report.standings import standings_section
 from denoiserl.stats.comparison import Comparison
@@ -52,17 +52,17 @@ def run_report(folders: Sequence[Path | str] | Path | str, limit: float = 30.0) 
         return runs_page(runs, limit)
     run = runs[0]
     sections = [
-        Section("What was run", [*about(run), *cost(run)]),
+        Section("What was run", [*method_sections(run), *cost(run)]),
         *result_sections(run, limit),
         *curve_sections(run.rows),
         *media_sections(run.folder, ("media", "samples"), limit),
         settings_section(run),
         reproduction_section(runs),
     ]
-    return page(f"{run.description.name}: {run.name}", sections, lead(run))
+    return render_page(f"{run.description.name}: {run.name}", sections, summary_line(run))
 
 
-def lead(run: Run) -> str:
+def summary_line(run: Run) -> str:
     """Return one line: recipe, seed, number of rows, duration, and finish time."""
     parts = [f"Recipe `{run.method}`" if run.about else "A run"]
     if run.seed is not None:
@@ -79,7 +79,7 @@ def cost(run: Run) -> list[Piece]:
     found: dict[str, dict[str, float]] = {}
     for path in sorted(run.folder.glob("**/state")):
         if store.exists(path):
-            state = store.peek(path)
+            state = store.read_structure(path)
             if isinstance(state, dict) and "spent" in state:
                 stage = path.parent.relative_to(run.folder).as_posix()
                 found["run" if stage == "." else stage] = {"seconds": state.get("seconds", 0.0), **state["spent"]}
@@ -162,13 +162,13 @@ def _last(run: Run) -> list[Section]:
 def curve_sections(rows: Sequence[Row]) -> list[Section]:
     """Return the metrics of a run, one section per stage; or a section with a note if there are none."""
     found = []
-    for stage, part in stages(rows).items():
+    for stage, part in group_by_stage(rows).items():
         drawn = {k: [c for c in v if any(map(math.isfinite, c.y))] for k, v in groups(part).items()}
         once = {k if len(v) == 1 else f"{k}/{c.label}": c for k, v in drawn.items() for c in v if len(c.y) == 1}
         drawn = {k: kept for k, v in drawn.items() if (kept := [c for c in v if len(c.y) > 1])}
         pieces: list[Piece] = []
         if drawn:
-            draw = partial(panels, drawn, axis(part) or "row", half_life=3.0)
+            draw = partial(panels, drawn, progress_key(part) or "row", half_life=3.0)
             figure = make_figure(lambda theme, draw=draw: draw(theme=theme), alt=f"Curves of {', '.join(drawn)}")
             pieces.append(figure)
         if once:
@@ -185,7 +185,7 @@ def curve_sections(rows: Sequence[Row]) -> list[Section]:
 
 def _once(given: Mapping[str, Curve], rows: Sequence[Row]) -> Table:
     """Return a table of metrics that a stage wrote once, with their intervals if they have them."""
-    x = axis(rows) if len(rows) > 1 else None
+    x = progress_key(rows) if len(rows) > 1 else None
     columns: dict[str, list[object]] = {"metric": list(given), "value": [c.y[0] for c in given.values()]}
     ends = [f"{c.low[0]:.4g} – {c.high[0]:.4g}" if c.low and c.high else "" for c in given.values()]
     if any(ends):
@@ -196,7 +196,7 @@ def _once(given: Mapping[str, Curve], rows: Sequence[Row]) -> Table:
 
 
 def _numbers(rows: Sequence[Row]) -> Table:
-    x = axis(rows)
+    x = progress_key(rows)
     keys = dict.fromkeys(k for row in rows for k in row if numeric(row, k) and k != x)
     table = []
     for key in keys:

@@ -10,10 +10,10 @@ from typing import Any
 from denoiserl.core.errors import RunError
 from denoiserl.core.serialization import store
 from denoiserl.report.formatting import count, duration
-from denoiserl.report.html import Fold, Note, Piece, Prose, Section, Settings, Table, make_figure, page
+from denoiserl.report.html import Fold, Note, Piece, Prose, Section, Settings, Table, make_figure, render_page
 from denoiserl.report.learning_curves import panels
-from denoiserl.report.metrics import AXES, Curve, Row, axis, curve, join_curves, numeric, stages
-from denoiserl.report.provenance import Run, about, reproduction_section
+from denoiserl.report.metrics import AXES, Curve, Row, curve, group_by_stage, join_curves, numeric, progress_key
+from denoiserl.report.provenance import Run, method_sections, reproduction_section
 from denoiserl.report.sections import evaluation_tables, gallery, held_out, media_sections, trial_files
 from denoiserl.report.standings import standings_section
 from denoiserl.stats.interval import t_interval
@@ -41,7 +41,7 @@ def runs_page(runs: Sequence[Run], limit: float = 30.0) -> str:
     seeds = len({run.seed for run in runs})
     title = f"{_listed(methods)}: {len(runs)} runs"
     text = f"{len(arms)} arm{'s' * (len(arms) > 1)}, {seeds} seed{'s' * (seeds > 1)}: {_listed(list(arms))}."
-    return page(title, sections, text)
+    return render_page(title, sections, text)
 
 
 def group_by_arm(runs: Sequence[Run]) -> dict[str, list[Run]]:
@@ -75,7 +75,7 @@ def overview(arms: Mapping[str, list[Run]]) -> Section:
     """Return a section with each method in a sentence and each run in a row."""
     pieces: list[Piece] = []
     for part in by_method(arms).values():
-        pieces += about(next(iter(part.values()))[0])
+        pieces += method_sections(next(iter(part.values()))[0])
     rows = [
         (
             run.name,
@@ -170,7 +170,7 @@ def _last(arms: Mapping[str, list[Run]]) -> list[Section]:
 
 def curves(arms: Mapping[str, list[Run]], name: str, several: bool) -> list[Section]:
     """Return one section per stage of a method: a panel per metric, a curve per arm, a band for the range of seeds."""
-    parts = {arm: [stages(run.rows) for run in each] for arm, each in arms.items()}
+    parts = {arm: [group_by_stage(run.rows) for run in each] for arm, each in arms.items()}
     found = []
     for stage in dict.fromkeys(s for each in parts.values() for part in each for s in part):
         rows = {arm: [part[stage] for part in each if stage in part] for arm, each in parts.items()}
@@ -198,7 +198,7 @@ def _stage(arms: Mapping[str, list[list[Row]]]) -> list[Piece]:
         if shared:
             drawn[key] = shared
     pieces: list[Piece] = []
-    x, names, seeds = axis(every) or "row", list(drawn), max(len(each) for each in arms.values())
+    x, names, seeds = progress_key(every) or "row", list(drawn), max(len(each) for each in arms.values())
     caption = f"Lines are means over {seeds} seeds, bands are their range." if seeds > 1 else ""
     if names:
         pieces.append(_figure({k: drawn[k] for k in names[:MOST]}, list(arms), x, caption, seeds))

@@ -7,7 +7,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from denoiserl.core.errors import RunError
-from denoiserl.report.formatting import count, duration, scope, values, verdict
+from denoiserl.report.formatting import comparison_scope, count, duration, values, verdict
 from denoiserl.report.html import Fold, Piece, Prose, Section, Table, make_figure
 from denoiserl.report.violins import violins
 from denoiserl.stats.standing import ComparisonRow, ComparisonTable
@@ -20,7 +20,7 @@ def print_standings(standings: ComparisonTable, console: Console | None = None, 
     for c in standings.contrasts:
         mark = Text("✓ ", "green") if c.separated else Text("– ", "yellow")
         console.print(mark + Text(verdict(standings, c)))
-    console.print(Text(scope(standings), "dim"))
+    console.print(Text(comparison_scope(standings), "dim"))
 
 
 def console_standings(standings: ComparisonTable, title: str | None = None) -> Grid:
@@ -57,7 +57,7 @@ def standings_section(standings: ComparisonTable, title: str = "") -> Section:
         " ".join(verdicts) or f"{standings.metric} of {', '.join(row.name for row in standings.rows)}",
     )
     numbers = tuple(i for i, name in enumerate(head) if name not in ("arm", "group"))
-    pieces: list[Piece] = [figure, Table(head, rows, numbers=numbers), Prose(scope(standings))]
+    pieces: list[Piece] = [figure, Table(head, rows, numbers=numbers), Prose(comparison_scope(standings))]
     if 0 < len(verdicts) <= 3:
         pieces.append(Prose("\n\n".join(verdicts)))
     elif verdicts:

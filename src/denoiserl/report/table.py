@@ -26,8 +26,8 @@ def console_table(comparisons: Sequence[Comparison], title: str | None = None) -
     for c in comparisons:
         for i, (label, row) in enumerate(c.rows):
             style = ("bold green" if c.is_better() else "bold") if label == LABELS["after"] else STYLE.get(label, "")
-            low, high = c.show(row.low), c.show(row.high)
-            cells = (label, c.show(row.mean), f"{low} – {high}", str(row.n))
+            low, high = c.format_value(row.low), c.format_value(row.high)
+            cells = (label, c.format_value(row.mean), f"{low} – {high}", str(row.n))
             head = (Text(c.name, "bold"), Text(c.metric)) if i == 0 else (Text(), Text())
             found.add_row(*head, *(Text(cell, style) for cell in cells), end_section=label == LABELS["after"])
     return found

@@ -15,7 +15,7 @@ LOST = (214, 69, 65)
 UNKNOWN = (128, 134, 142)
 
 
-def chosen(won: Sequence[bool | None], each: int = 4) -> list[int]:
+def select_episodes(won: Sequence[bool | None], each: int = 4) -> list[int]:
     """Return the indices of episodes to show: the first ``each`` failures, then the first ``each`` successes.
 
     If no outcome is known, the first 2 · ``each``. The first ones, not the best, so that they are not selected.

@@ -8,7 +8,7 @@
     which of several methods differ?           ``standings``: over training seeds, with ``compact_letters``
     does a claim hold?                         ``superiority_test``; before: ``minimum_detectable_effect``
     in which order to run blind trials?        ``Plan``, ``selection_seed``, ``test_seed``
-    how to record trials?                      ``Trials``, ``fingerprint``, ``join``, ``pairs``, ``read``, ``write``
+    how to record trials?                      ``Trials``, ``fingerprint``, ``join_runs``, ``read``, ``write``
     what are a test's error rate and power?    ``type_one``, ``power`` of ``anytime_pairs``, ``repeated_z_test``, ...
 
 Records: ``Interval``, ``Beta``, ``Contrast``, ``ComparisonRow``, ``ComparisonTable``, ``Verdict``, ``Comparison``,
@@ -44,7 +44,7 @@ from denoiserl.stats.simulate import (
     type_one,
 )
 from denoiserl.stats.standing import ComparisonRow, ComparisonTable, Contrast
-from denoiserl.stats.trial import Trials, fingerprint, join, pairs, read, write
+from denoiserl.stats.trial import Trials, fingerprint, join_runs, pairs, read, write
 
 __all__ = [
     "Beta",
@@ -71,7 +71,7 @@ __all__ = [
     "fisher",
     "hierarchical_bootstrap",
     "holm",
-    "join",
+    "join_runs",
     "log_e",
     "mcnemar",
     "minimum_detectable_effect",

@@ -58,7 +58,7 @@ class Comparison:
             return "better than before and than more imitation: the intervals are apart"
         return "better than before, but not shown to be better than more imitation"
 
-    def show(self, value: float) -> str:
+    def format_value(self, value: float) -> str:
         """Return a value of this metric as text, with as many digits as the narrowest interval needs."""
         if self.unit == "%":
             return f"{100 * value:.1f}%"

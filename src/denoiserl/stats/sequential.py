@@ -105,19 +105,19 @@ class SequentialComparison:
     By Ville's inequality and the union bound, no true hypothesis reaches E ≥ (number of true ones) / level, except with
     probability ``level``. While all separations so far are right, at most 2m - r hypotheses are true. So with
     probability 1 - level no pair is separated wrongly or in the wrong direction, at any stopping time. An arm without
-    undecided pairs needs no more trials; this depends on the past alone, so it is valid. ``most`` is the number of
-    starts after which the comparison ends undecided.
+    undecided pairs needs no more trials; this depends on the past alone, so it is valid. ``max_trials`` is the number
+    of starts after which the comparison ends undecided.
     """
 
-    def __init__(self, arms: Sequence[str], level: float = 0.05, most: int | None = None) -> None:
+    def __init__(self, arms: Sequence[str], level: float = 0.05, max_trials: int | None = None) -> None:
         twice = sorted({name for name in arms if list(arms).count(name) > 1})
         if twice:
             raise RunError(f"{', '.join(twice)} is named twice: give every arm a name of its own.")
         if len(arms) < 2:
             raise RunError(f"{len(arms)} arms are no comparison: give at least two.")
-        if most is not None and most < 1:
-            raise RunError(f"most={most} starts leave no trials: give a positive number, or None.")
-        self.arms, self.level, self.most = tuple(arms), _level(level), most
+        if max_trials is not None and max_trials < 1:
+            raise RunError(f"max_trials={max_trials} starts leave no trials: give a positive number, or None.")
+        self.arms, self.level, self.max_trials = tuple(arms), _level(level), max_trials
         self.starts = 0
         self.trials = dict.fromkeys(self.arms, 0)
         self.successes = dict.fromkeys(self.arms, 0)
@@ -183,8 +183,8 @@ class SequentialComparison:
 
     @property
     def done(self) -> bool:
-        """True if all pairs are separated or ``most`` starts are used up."""
-        return not self.open_pairs or self.starts == self.most
+        """True if all pairs are separated or ``max_trials`` starts are used up."""
+        return not self.open_pairs or self.starts == self.max_trials
 
     @property
     def rates(self) -> dict[str, float]:
@@ -193,7 +193,7 @@ class SequentialComparison:
             raise InvalidInputError("no trials, so no rates: call update first.")
         return {name: self.successes[name] / self.trials[name] for name in self.arms}
 
-    def p(self, first: str, second: str) -> float:
+    def p_value(self, first: str, second: str) -> float:
         """Return the anytime-valid p-value of "first is not better than second", of this pair alone (uncorrected)."""
         for name in (first, second):
             if name not in self.trials:
@@ -211,7 +211,7 @@ class SequentialComparison:
         return {
             "arms": list(self.arms),
             "level": self.level,
-            "most": self.most,
+            "max_trials": self.max_trials,
             "starts": self.starts,
             "trials": dict(self.trials),
             "successes": dict(self.successes),
@@ -220,8 +220,8 @@ class SequentialComparison:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore a saved state. Raise RunError if it has other arms, another level or another ``most``."""
-        for name, own in (("arms", list(self.arms)), ("level", self.level), ("most", self.most)):
+        """Restore a saved state. Raise RunError if it has other arms, another level or another ``max_trials``."""
+        for name, own in (("arms", list(self.arms)), ("level", self.level), ("max_trials", self.max_trials)):
             if state[name] != own:
                 raise RunError(
                     f"the saved comparison has {name}={state[name]} and this one {own}: make it with the same."

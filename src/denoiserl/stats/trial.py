@@ -90,7 +90,7 @@ def fingerprint(tree: Any) -> str:
     return digest.hexdigest()[:16]
 
 
-def join(first: Trials, *others: Trials) -> Trials:
+def join_runs(first: Trials, *others: Trials) -> Trials:
     """Join several runs of the same policy on the same task, metric and rubric, with no start twice."""
     for other in others:
         if other.policy != first.policy:

@@ -36,7 +36,7 @@ TASKS = {
 """built-in tasks: a module each, with a dataclass ``Args`` and ``task(args)``"""
 
 
-def locate(word: str) -> tuple[str, str]:
+def find_task(word: str) -> tuple[str, str]:
     """Return the module (or file) and the function that make the task ``word``. Raise RunError for an unknown one."""
     if word in TASKS:
         return TASKS[word], "task"
@@ -50,7 +50,7 @@ def locate(word: str) -> tuple[str, str]:
 
 
 def _maker(word: str) -> Callable[..., Any]:
-    place, function = locate(word)
+    place, function = find_task(word)
     beside = str((Path(place) if place.endswith(".py") else Path.cwd() / place).resolve().parent)
     if word not in TASKS and beside not in sys.path:
         sys.path.append(beside)  # so that a user's file can import its neighbours

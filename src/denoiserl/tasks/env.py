@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from denoiserl.control.acting import eval_actor, set_execution_horizon, suits
+from denoiserl.control.acting import check_policy_fits, eval_actor, set_execution_horizon
 from denoiserl.control.noise_steering import as_deterministic, steer
 from denoiserl.core.counters import no_usage_counting
 from denoiserl.core.errors import RunError
@@ -160,7 +160,7 @@ def load_start(base: Args, run: Run) -> Policy:
     """Return the policy at ``start``. Raise an error if it does not fit the environment."""
     assert base.start is not None
     made = load_policy(base.start, run.device, base.sampling_steps, base.min_denoising_std)
-    suits(made, probe_env(make_env(base)), base.start)
+    check_policy_fits(made, probe_env(make_env(base)), base.start)
     set_execution_horizon(made, base.execution_horizon)
     return made
 

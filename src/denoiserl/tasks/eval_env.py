@@ -7,12 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
-from denoiserl.control.acting import eval_actor, suits
+from denoiserl.control.acting import check_policy_fits, eval_actor
 from denoiserl.core.errors import RunError
 from denoiserl.envs import Collector, evaluate
 from denoiserl.envs.by_name import environment
 from denoiserl.envs.evaluate import HELD, REACHED, SUCCESS, WORDS
-from denoiserl.envs.frame_stack import shown
+from denoiserl.envs.frame_stack import with_policy_history
 from denoiserl.policy.policy import Policy
 from denoiserl.report.episode_video import episode_video
 from denoiserl.tasks.base import Task
@@ -28,14 +28,14 @@ def env_task(word: str, execute: int | None = None, max_episode_steps: int | Non
     env = environment(word, max_episode_steps)
 
     def outcomes(policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
-        stacked = shown(env, policy)
+        stacked = with_policy_history(env, policy)
         probe = Collector(stacked, 1)
         probe.close()
-        suits(policy, probe, "the policy")
+        check_policy_fits(policy, probe, "the policy")
         return evaluate(eval_actor(policy, execute), stacked, n, seed).outcomes
 
     def render(policy: Policy, seed: int, n: int) -> Mapping[str, bytes | str]:
-        return episode_video(eval_actor(policy, execute), shown(env, policy), n, seed)
+        return episode_video(eval_actor(policy, execute), with_policy_history(env, policy), n, seed)
 
     def start(seed: int, run: Any) -> Policy:
         raise RunError(f"{word} is an environment and no task: to train, write a task with a starting policy")

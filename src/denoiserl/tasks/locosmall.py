@@ -67,7 +67,7 @@ WORLDS = {
 }
 
 
-def world(name: str) -> World:
+def find_world(name: str) -> World:
     """Return a world by name. Raise RunError for an unknown one."""
     if name not in WORLDS:
         raise RunError(
@@ -89,7 +89,7 @@ def load_dataset(name: str, grade: str) -> EpisodeDataset:
 def _all(name: str) -> dict[str, EpisodeDataset]:
     found = folder(name)
     if not all(store.exists(found / grade) for grade in GRADES):
-        for grade, data in make(name).items():
+        for grade, data in generate_grades(name).items():
             data.save(found / grade)
     return {grade: EpisodeDataset.load(found / grade) for grade in GRADES}
 
@@ -105,9 +105,11 @@ def folder(name: str) -> Path:
     return root / "locosmall" / f"{name}-{digest}"
 
 
-def make(name: str, seed: int = 0, iters: int | None = None, episodes: int | None = None) -> dict[str, EpisodeDataset]:
+def generate_grades(
+    name: str, seed: int = 0, iters: int | None = None, episodes: int | None = None
+) -> dict[str, EpisodeDataset]:
     """Generate all grades of a world: a SAC run of ``iters`` iterations and ``episodes`` episodes of its policy."""
-    this = world(name)
+    this = find_world(name)
     iters, episodes = this.iters if iters is None else iters, this.episodes if episodes is None else episodes
     collector = RecordingCollector(this.make, COPIES, seed)
     a = sac.Args(iterations=iters, num_envs=COPIES, rollout_steps=25, learning_starts=1000, utd=1.0, critic_width=64)

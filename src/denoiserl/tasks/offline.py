@@ -119,7 +119,7 @@ def data_source(base: Args) -> DataSource:
             lambda seed: mazes(plan, base.num_episodes, Rng(seed), kind, goal, ticks), make, "success", None
         )
     if family == "locosmall":
-        world = locosmall.world(size)
+        world = locosmall.find_world(size)
         return DataSource(lambda seed: locosmall.load_dataset(size, kind), world.make, "score", world.known)
     if base.data == "ring":
         make = partial(RingBandit, COPIES)

@@ -109,7 +109,9 @@ def policy_spec(source: Demonstrations | Collector) -> PolicySpec:
             "gymnasium.wrappers.FlattenObservation makes of others; policies with images start from demonstrations"
         )
     centre, half = box_centre_and_half(found.low, found.high)
-    return PolicySpec(RunningNormCodec.fresh(source.obs_dim, half, centre=centre), source.obs_dim, 0, source.action_dim)
+    return PolicySpec(
+        RunningNormCodec.without_statistics(source.obs_dim, half, centre=centre), source.obs_dim, 0, source.action_dim
+    )
 
 
 def require_flat_actions(env: Collector) -> None:

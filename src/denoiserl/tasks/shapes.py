@@ -66,9 +66,9 @@ class Args(Settings):
 
 
 @lru_cache(maxsize=2)
-def scenes(objects: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def split_scenes(objects: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Return training scenes and 1024 other, held-out ones [n, 9]; the same for every seed."""
-    every = torch.unique(shapes.scenes(12_000, Rng(77), objects), dim=0)
+    every = torch.unique(shapes.random_scenes(12_000, Rng(77), objects), dim=0)
     if len(every) < 2 * HELD_OUT:
         raise RunError(f"there are only {len(every)} scenes with {objects} objects: allow more objects")
     order = Rng(78).permutation(len(every))
@@ -77,11 +77,11 @@ def scenes(objects: tuple[int, int]) -> tuple[Tensor, Tensor]:
 
 def prompts(base: Args) -> tuple[Tensor, Tensor]:
     """Return the training prompts [about 11,000, 81] and the held-out ones [1024, 81]."""
-    train, test = scenes(base.objects)
+    train, test = split_scenes(base.objects)
     return shapes.encode(train), shapes.encode(test)
 
 
-def captions(scene: Tensor, mislabel: float, rng: Rng | int) -> Tensor:
+def noisy_captions(scene: Tensor, mislabel: float, rng: Rng | int) -> Tensor:
     """Return the captions' scenes: with probability ``mislabel`` the colour of an object is random."""
     rng = as_rng(rng, scene.device)
     colours = len(shapes.COLOURS)
@@ -109,9 +109,9 @@ def untrained_policy(base: Args, seed: int, device: str | torch.device = "cpu") 
 def imitate(made: Policy, base: Args, seed: int, updates: int, lr: float, run: Run, stream: int = 0) -> Iterator[dict]:
     """Fit the generator to the captioned images of ``seed``; each ``stream`` has its own minibatches and noise."""
     rng = Rng(seed)  # on the CPU, so that the data do not depend on the device
-    train = scenes(base.objects)[0]
+    train = split_scenes(base.objects)[0]
     scene = train[rng.integers(0, len(train), PICTURES)]
-    data = [shapes.draw(scene, rng), shapes.encode(captions(scene, base.label_noise, rng))]
+    data = [shapes.draw(scene, rng), shapes.encode(noisy_captions(scene, base.label_noise, rng))]
     picture, caption = (v.to(made.device) for v in data)
     rng = Rng(seed + 1_000_003 * (stream + 1), made.device)
     yield from fit(

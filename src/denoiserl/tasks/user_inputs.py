@@ -17,7 +17,7 @@ from denoiserl.data.formats import foreign
 from denoiserl.data.formats.any import read
 from denoiserl.data.ranges import compare
 from denoiserl.data.recordings import EpisodeDataset
-from denoiserl.envs.units import shown
+from denoiserl.envs.units import single_observation_space
 from denoiserl.nn.vision import BYTES
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import ddim, with_min_std
@@ -62,7 +62,7 @@ def load_recording(
         if out_of_bounds_actions == "clip":
             data = replace(data, demos=replace(data.demos, actions=data.demos.actions.clamp(low, high)))
         compare(data.demos.actions, low, high, f"the actions of {path}", f"{box} of actions", refuse=True)
-    for where, rows, low, high in bounds(data.demos.observations, shown(found.owner)):
+    for where, rows, low, high in bounds(data.demos.observations, single_observation_space(found.owner)):
         compare(rows, low, high, f"the observations{where} of {path}", f"{box} of observations", constant=False)
     return data
 

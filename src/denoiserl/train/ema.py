@@ -15,23 +15,23 @@ STATISTICS = ("running_mean", "running_var")
 
 
 class EMA:
-    """A moving average of weights: θ̄ ← d θ̄ + (1 - d) θ, with d_n = min(1 - (1 + n)^(-power), most) at the n-th
+    """A moving average of weights: θ̄ ← d θ̄ + (1 - d) θ, with d_n = min(1 - (1 + n)^(-power), max_decay) at the n-th
     update.
 
     The first update (n = 0) copies, so the average does not contain the initialisation. The window grows with training
-    up to 1 / (1 - most). Trainable parameters and the running statistics of normalisation layers are averaged. Other
-    buffers (the unit vectors of spectral norm, counters) are copied, because their mean is meaningless. Averages of
-    bf16 and fp16 are kept in float32.
+    up to 1 / (1 - max_decay). Trainable parameters and the running statistics of normalisation layers are averaged.
+    Other buffers (the unit vectors of spectral norm, counters) are copied, because their mean is meaningless. Averages
+    of bf16 and fp16 are kept in float32.
     """
 
-    def __init__(self, source: nn.Module, power: float = 0.75, most: float = 0.9999) -> None:
-        self.source, self.power, self.most, self.n = source, power, most, 0
+    def __init__(self, source: nn.Module, power: float = 0.75, max_decay: float = 0.9999) -> None:
+        self.source, self.power, self.max_decay, self.n = source, power, max_decay, 0
         self.values = {k: v.detach().clone() for k, v in _tensors(source).items()}
         self.masters: dict[str, Tensor] = {}
 
     def decay(self) -> float:
         """Return the decay of the next update."""
-        return min(1 - (1 + self.n) ** -self.power, self.most)
+        return min(1 - (1 + self.n) ** -self.power, self.max_decay)
 
     @torch.no_grad()
     def update(self) -> None:

@@ -34,7 +34,7 @@ class Progress:
             self.bar = Bar(*columns, console=Console(file=self.stream))
             self.bar.start()
 
-    def tick(self, at: Position) -> None:
+    def update(self, at: Position) -> None:
         """Show that an iteration is done."""
         if not self.on:
             return
@@ -52,7 +52,7 @@ class Progress:
         numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k != "iteration"}
         self.newest = " ".join(f"{k}={v:.4g}" for k, v in list(numbers.items())[:4])
 
-    def say(self, sentence: str) -> None:
+    def print(self, sentence: str) -> None:
         """Print a sentence above the bar."""
         if self.on:
             if self.bar is not None:
@@ -72,11 +72,11 @@ class Progress:
             where = f"{at.iteration}"
         else:
             left = (self.shown - self.began) / done * (at.total - at.iteration)
-            where = f"{at.iteration}/{at.total} {at.iteration / at.total:.0%}, {clock(left)} left"
-        self.say(f"{at.stage or 'run'} {where}  {self.newest}".rstrip())
+            where = f"{at.iteration}/{at.total} {at.iteration / at.total:.0%}, {format_duration(left)} left"
+        self.print(f"{at.stage or 'run'} {where}  {self.newest}".rstrip())
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return seconds as h:mm:ss or m:ss."""
     minutes, s = divmod(round(seconds), 60)
     h, m = divmod(minutes, 60)

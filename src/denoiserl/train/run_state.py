@@ -156,7 +156,7 @@ class Run:
         every = self.every or (100 if n is None else max(1, math.ceil(n / 10)))
         at = Position(self.name, 0, n, 0)
         if self.folder is not None:
-            store.settle(self.folder)
+            store.remove_partial_writes(self.folder)
         if self.folder is not None and store.exists(self.folder / "state"):
             at.iteration = at.first = self._restore(kept, data)
             if n is not None and at.iteration > n:
@@ -221,14 +221,14 @@ class Run:
         """Count ``n`` more of ``unit``, for work that nothing else counts."""
         self.meter.add(unit, n)
 
-    def spent(self) -> dict[str, float]:
+    def usage(self) -> dict[str, float]:
         """Return the spending of this run and its stages, in every unit and in seconds."""
         return {**self.meter.counts, "seconds": self.seconds}
 
     def exhausted_budget(self) -> str | None:
         """Return the unit whose budget is used up, here or in a parent run, else None."""
         for keep in self._line():
-            spent = keep.spent()
+            spent = keep.usage()
             for unit, most in keep.budget.items():
                 if spent[unit] >= most:
                     return unit
@@ -250,7 +250,7 @@ class Run:
             policy.save(self.folder / "best")
         return True
 
-    def last(self, policy: Saves) -> None:
+    def save_last(self, policy: Saves) -> None:
         """Save ``policy`` as ``last``."""
         if self.folder is not None:
             policy.save(self.folder / "last")

@@ -19,7 +19,7 @@ def count_durable_rows(folder: Path | str) -> int:
     places = (
         [folder, *(p for p in folder.rglob("*") if p.is_dir() and p.name not in RESERVED)] if folder.exists() else []
     )
-    states = [store.peek(p / "state") for p in places if store.exists(p / "state")]
+    states = [store.read_structure(p / "state") for p in places if store.exists(p / "state")]
     return max((s["rows"] for s in states), default=0)
 
 

@@ -15,7 +15,7 @@ from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.data import Demonstrations
 from denoiserl.data.formats import any as recordings
 from denoiserl.data.formats import foreign
-from denoiserl.data.formats.numbers import check, parse, spell
+from denoiserl.data.formats.numbers import check, format_numbers, parse
 
 h5py = pytest.importorskip("h5py")
 
@@ -114,8 +114,8 @@ def test_episodes_are_left_out_by_number_in_data_of_ours(tmp_path: Path) -> None
 
 def test_numbers_are_read_as_they_are_spelt() -> None:
     for numbers in ((), (3,), (0, 1, 2), (0, 2, 3, 4, 9, 10)):
-        assert parse(spell(numbers)) == set(numbers) == parse(numbers)
-    assert spell(range(4)) == "0-3" and parse(" 1, 5 ") == {1, 5}
+        assert parse(format_numbers(numbers)) == set(numbers) == parse(numbers)
+    assert format_numbers(range(4)) == "0-3" and parse(" 1, 5 ") == {1, 5}
     for word in ("a", "1-", "-3", "1-b"):
         with pytest.raises(RunError, match="write numbers as 0-2,5"):
             parse(word)

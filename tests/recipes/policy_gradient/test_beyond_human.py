@@ -61,7 +61,7 @@ def start(case: str) -> Policy:
         one = OneStep()
         net = GaussianHead(MLP((H, D), 2, 8, 2, 0, False, activation="tanh"), D, 0.7, 0.2)
         steps, serve = one.steps(time_grid(1)), one.steps(time_grid(1), std_scale=0.0)
-        return Policy.of(one, net, (H, D), steps, serve, RunningNormCodec.fresh(2, SCALE, LIMIT, CENTRE))
+        return Policy.of(one, net, (H, D), steps, serve, RunningNormCodec.without_statistics(2, SCALE, LIMIT, CENTRE))
     seen = replace(Normalizer.identity(2), centre=MEAN, scale=STD)
     acts = replace(Normalizer.identity(2), centre=CENTRE, scale=SCALE, low=CENTRE - SCALE, high=CENTRE + SCALE)
     process = Diffusion(linear, with_min_std(ddim(1.0), 0.3), 1.1)

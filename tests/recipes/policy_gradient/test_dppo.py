@@ -52,7 +52,11 @@ def start(case: dict) -> Policy:
     process = Diffusion(schedule, with_min_std(ddim(case["eta"]), case["floor"]), case["clip"])
     seen = replace(Normalizer.identity(2), centre=torch.tensor([0.2, -0.1]), scale=torch.tensor([0.6, 0.9]))
     acts = replace(Normalizer.identity(2), centre=CENTRE, scale=SCALE)
-    codec = RunningNormCodec.fresh(2, SCALE, LIMIT, CENTRE) if case is EPS else ActionChunkCodec(seen, acts, LIMIT)
+    codec = (
+        RunningNormCodec.without_statistics(2, SCALE, LIMIT, CENTRE)
+        if case is EPS
+        else ActionChunkCodec(seen, acts, LIMIT)
+    )
     net = GaussianDenoiser(MLP((H, D), 2, 8, 2, 4, activation="tanh"), schedule, predicts)
     return Policy.of(
         process, net, (H, D), process.steps(time_grid(case["steps"])), process.steps(time_grid(2), ddim(0)), codec

@@ -53,7 +53,11 @@ def start(kind: str) -> Policy:
     seen, acts = (
         replace(Normalizer.identity(2), centre=centre, scale=scale) for centre, scale in ((MEAN, STD), (CENTRE, SCALE))
     )
-    codec = RunningNormCodec.fresh(2, SCALE, LIMIT, CENTRE) if kind == "eps" else ActionChunkCodec(seen, acts, LIMIT)
+    codec = (
+        RunningNormCodec.without_statistics(2, SCALE, LIMIT, CENTRE)
+        if kind == "eps"
+        else ActionChunkCodec(seen, acts, LIMIT)
+    )
     if kind == "one_step":
         one = OneStep()
         net = GaussianHead(MLP((H, D), 2, 8, 2, 0, False, activation="tanh"), D, 0.7, 0.2)

@@ -59,7 +59,9 @@ def start(running: bool) -> Policy:
     )
     process = Diffusion(linear, ddim(0.0), CLIP)
     net = GaussianDenoiser(MLP((H, D), 2, 8, 2, 4, activation="tanh"), linear, "v")
-    codec = RunningNormCodec.fresh(2, SCALE, LIMIT, CENTRE) if running else ActionChunkCodec(seen, acts, LIMIT)
+    codec = (
+        RunningNormCodec.without_statistics(2, SCALE, LIMIT, CENTRE) if running else ActionChunkCodec(seen, acts, LIMIT)
+    )
     return Policy.of(process, net, (H, D), process.steps(time_grid(2)), process.steps(time_grid(3)), codec)
 
 

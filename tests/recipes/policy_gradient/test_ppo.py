@@ -36,7 +36,7 @@ def start() -> Policy:
     process = OneStep()
     net = GaussianHead(MLP((H, D), 2, 8, 2, 0, False, activation="tanh"), D, 0.7, LEAST)
     steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), std_scale=0.0)
-    return Policy.of(process, net, (H, D), steps, serve, RunningNormCodec.fresh(2, SCALE, LIMIT, CENTRE))
+    return Policy.of(process, net, (H, D), steps, serve, RunningNormCodec.without_statistics(2, SCALE, LIMIT, CENTRE))
 
 
 def penalty(law: Gaussian) -> Tensor:

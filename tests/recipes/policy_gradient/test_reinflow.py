@@ -42,7 +42,11 @@ def start(kind: str) -> Policy:
     seen, acts = (
         replace(Normalizer.identity(2), centre=centre, scale=scale) for centre, scale in ((MEAN, STD), (CENTRE, SCALE))
     )
-    codec = RunningNormCodec.fresh(2, SCALE, LIMIT, CENTRE) if kind == "eps" else ActionChunkCodec(seen, acts, LIMIT)
+    codec = (
+        RunningNormCodec.without_statistics(2, SCALE, LIMIT, CENTRE)
+        if kind == "eps"
+        else ActionChunkCodec(seen, acts, LIMIT)
+    )
     n, clip, _ = CASES[kind]
     process = Diffusion(cosine if kind == "eps" else linear, ddim(0.0), clip)
     net = GaussianDenoiser(

@@ -38,12 +38,12 @@ def to_config(thing: Any) -> Any:
     )
 
 
-def foreign(tree: Any) -> str | None:
+def foreign_network(tree: Any) -> str | None:
     """Return the name of the first network of another package in a tree of ``to_config``; None if there is none."""
     if isinstance(tree, dict) and isinstance(tree.get("foreign"), str):
         return tree["foreign"]
     parts = tree.values() if isinstance(tree, dict) else tree if isinstance(tree, list | tuple) else ()
-    return next((name for name in map(foreign, parts) if name is not None), None)
+    return next((name for name in map(foreign_network, parts) if name is not None), None)
 
 
 def _resolve(name: str) -> type:

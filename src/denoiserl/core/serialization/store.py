@@ -70,7 +70,7 @@ def read(path: Path | str, device: torch.device | str = "cpu") -> Any:
     return _settled(path, lambda folder: _read(folder, device))
 
 
-def peek(path: Path | str) -> Any:
+def read_structure(path: Path | str) -> Any:
     """Read the tree at ``path`` without loading its tensors (each is replaced by its name in the file)."""
     return _settled(Path(path), lambda folder: decode(_header(folder)["tree"], None))
 
@@ -81,7 +81,7 @@ def exists(path: Path | str) -> bool:
     return path.exists() or _beside(path)[1].exists()
 
 
-def settle(folder: Path | str) -> None:
+def remove_partial_writes(folder: Path | str) -> None:
     """Remove the remains of killed writers from ``folder``. Only the process that writes there may call this."""
     for left in (*Path(folder).glob(".*.old"), *Path(folder).glob(".*.new")):
         whole, old = left.with_name(left.name[1:-4]), left.suffix == ".old"

@@ -76,8 +76,8 @@ class Normalizer:
         # a constant dimension keeps its first value, and scale 1 is never used
         centre = torch.where(constant, rows[0], centre)
         scale = torch.where(constant, torch.ones_like(scale), scale)
-        share = ranges.share(rows)
-        ranges.tell(ranges.odd(rows, share, constant, name, ends))
+        share = ranges.used_share(rows)
+        ranges.warn_each(ranges.range_warnings(rows, share, constant, name, ends))
         return Normalizer(centre.float(), scale.float(), constant, low.float(), high.float(), share.float())
 
     @staticmethod
@@ -138,7 +138,7 @@ class Normalizer:
         if self.share is not None and (dims := (self.share < ranges.NARROW).nonzero().flatten().tolist()):
             least = 100 * float(self.share[dims].min())
             said.append(f"with outliers, beside which the others use {least:.2g} % of the range at least: {dims}")
-        if dims := (ranges.tiny(self.low, self.high) & ~self.constant).nonzero().flatten().tolist():
+        if dims := (ranges.is_tiny_range(self.low, self.high) & ~self.constant).nonzero().flatten().tolist():
             said.append(f"that hardly move: {dims}")
         return "; ".join(said)
 

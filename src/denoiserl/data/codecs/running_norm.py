@@ -30,7 +30,7 @@ class RunningNormCodec:
     centre: float | Tensor = 0.0
 
     @staticmethod
-    def fresh(
+    def without_statistics(
         size: int, scale: float | Tensor = 1.0, limit: float = 10.0, centre: float | Tensor = 0.0
     ) -> RunningNormCodec:
         """Return a codec of observations [..., size] without statistics."""

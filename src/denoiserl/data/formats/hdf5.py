@@ -24,7 +24,7 @@ import torch
 from denoiserl.core.errors import InvalidInputError, RunError, require, unknown_name_message
 from denoiserl.core.tree import tree_map
 from denoiserl.data.demos import Demonstrations
-from denoiserl.data.ends import flags, split
+from denoiserl.data.ends import as_flags, split_episodes
 from denoiserl.data.formats import foreign
 from denoiserl.data.formats.minari import Outside, column
 from denoiserl.data.formats.numbers import check
@@ -48,7 +48,7 @@ ASIDE = ("infos", "metadata", "qpos", "qvel", "button_states")
 def read(
     path: Path, exclude_episodes: Collection[int] = (), out_of_bounds_actions: Outside = "error"
 ) -> EpisodeDataset:
-    """Return the episode data set of a flat file, cut into episodes by ``data.ends.split``.
+    """Return the episode data set of a flat file, cut into episodes by ``data.ends.split_episodes``.
 
     Stored ``next_observations`` are used. If they are missing, or are the start of the next episode, the last row of an
     episode that a time limit cut is dropped for its observation, as D4RL's own reader does.
@@ -71,7 +71,7 @@ def read(
     low, high = _box(path, found, actions.shape[1])
     if out_of_bounds_actions == "clip":
         actions = np.where(np.isnan(actions), actions, np.clip(actions, low, high))
-    stop, over, known = split(path.name, observations, ended, cut, after)
+    stop, over, known = split_episodes(path.name, observations, ended, cut, after)
     check(path.name, exclude_episodes, range(len(stop)))
     start = np.append(0, stop[:-1] + 1)
     length = stop - start + (known | over)  # without its last row where the successor is not known
@@ -215,14 +215,14 @@ def _ends(path: Path, columns: dict[str, np.ndarray], won: Any) -> tuple[np.ndar
             raise InvalidInputError(f"{what} of {path} are {value.dtype}, not numbers: convert them")
     if n == 0:
         raise InvalidInputError(f"{path} holds no row")
-    told = {k: flags(name, k, columns[k], n) for k in ENDS if k in columns}
+    told = {k: as_flags(name, k, columns[k], n) for k in ENDS if k in columns}
     if "terminals" not in told:
         ended = told["dones"] & ~next(told[k] for k in LIMITS if k in told)
         return ended, _cut(path, told, ended)
     ended = told["terminals"]
     cut = _cut(path, told, ended)
     if "masks" in columns:
-        true = ~flags(name, "masks", columns["masks"], n)
+        true = ~as_flags(name, "masks", columns["masks"], n)
     elif "rewards" not in columns:
         true = np.zeros(n, bool)
     else:

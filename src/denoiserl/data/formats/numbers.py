@@ -23,7 +23,7 @@ def parse(word: Collection[int] | str | int) -> frozenset[int]:
     return frozenset(found)
 
 
-def spell(numbers: Iterable[int]) -> str:
+def format_numbers(numbers: Iterable[int]) -> str:
     """Return numbers as text that ``parse`` reads, runs as LOW-HIGH."""
     runs: list[list[int]] = []
     for i in sorted(set(numbers)):
@@ -38,6 +38,8 @@ def check(name: str, without: Collection[int], known: Collection[int]) -> None:
     """Raise InvalidInputError if an episode to leave out does not exist, or if none is left."""
     strange = set(without) - set(known)
     if strange:
-        raise InvalidInputError(f"{name} has no episode {spell(strange)} to leave out: its episodes are {spell(known)}")
+        raise InvalidInputError(
+            f"{name} has no episode {format_numbers(strange)} to leave out: its episodes are {format_numbers(known)}"
+        )
     if known and not set(known) - set(without):
         raise InvalidInputError(f"{name} has no episode beside those left out: leave fewer out")

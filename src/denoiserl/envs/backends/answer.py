@@ -124,7 +124,7 @@ def _short(value: Any) -> str:
     return f"{type(value).__name__} of shape {list(shape)}" if shape else repr(value)[:60]
 
 
-def begin(env: Any, **seed: int) -> tuple[Any, bool]:
+def reset_env(env: Any, **seed: int) -> tuple[Any, bool]:
     """Reset ``env``; return its first observation, and whether it reports success already (see ``restart``)."""
     observation, info = restart(env, **seed)
     return observation, bool(said_success(info))
@@ -149,7 +149,7 @@ def restart(env: Any, **given: Any) -> tuple[Any, dict[str, Any]]:
     return result[0], result[1] or {}
 
 
-def shut(env: Any) -> None:
+def close_env(env: Any) -> None:
     """Close ``env`` if it has ``close``. Raise InvalidInputError if that fails."""
     close = getattr(env, "close", None)
     if close is not None:

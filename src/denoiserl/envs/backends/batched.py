@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from denoiserl.data.rollout import Fault
-from denoiserl.envs.backends.answer import said_by_all, shut, solved_at_start
+from denoiserl.envs.backends.answer import close_env, said_by_all, solved_at_start
 from denoiserl.envs.backends.chunk import ChunkResult
 from denoiserl.envs.backends.faults import EnvFault, check_on_fault, describe_exception, find_nonfinite, refuse
 from denoiserl.envs.backends.vector import assign_rows, copy
@@ -33,7 +33,7 @@ class BatchedBackend:
         refuse(self.start, self.name)
         return self.start
 
-    def play(
+    def step_chunk(
         self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
     ) -> ChunkResult:
         """Execute one chunk [B, T_a, ...] in every environment that is ``alive`` [B].
@@ -92,4 +92,4 @@ class BatchedBackend:
 
     def close(self) -> None:
         """Close the environment if it has ``close``."""
-        shut(self.world)
+        close_env(self.world)

@@ -9,7 +9,7 @@ import numpy as np
 
 from denoiserl.core.errors import DenoiseRLError, InvalidInputError
 from denoiserl.envs import ids
-from denoiserl.envs.backends.answer import check_env, shut, vector
+from denoiserl.envs.backends.answer import check_env, close_env, vector
 from denoiserl.envs.backends.batched import BatchedBackend
 from denoiserl.envs.backends.chunk import ChunkResult
 from denoiserl.envs.backends.envpool import PREFIX, EnvPool
@@ -30,7 +30,7 @@ class VectorBackend(Protocol):
     @property
     def solved(self) -> np.ndarray: ...
     def reset(self, seeds: list[int]) -> Any: ...
-    def play(
+    def step_chunk(
         self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
     ) -> ChunkResult: ...
     def close(self) -> None: ...
@@ -97,7 +97,7 @@ def make_backend(
         return make_backend(probe, on_fault=on_fault)
     check_env(probe, name)
     found = env_spec(probe.observation_space, probe.action_space, name)
-    shut(probe)
+    close_env(probe)
     if processes == 1:
         made = SyncBackend(make, num_envs, name, on_fault=on_fault or "restart")
         require_separate_envs([probe, made.envs[0]], name)

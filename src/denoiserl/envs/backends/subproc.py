@@ -176,14 +176,14 @@ class SubprocBackend:
                 self.early += self._renew(k, silent)
         return _join(self.starts)
 
-    def play(
+    def step_chunk(
         self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
     ) -> ChunkResult:
         """Execute one chunk [B, T_a, ...] in every environment that is ``alive`` [B]. ``watch`` is not supported."""
         if watch is not None:
             raise RunError("environments in worker processes cannot be watched: use processes=1")
         for k, (a, b) in enumerate(zip(np.split(actions, self.edges), np.split(alive, self.edges), strict=True)):
-            self._send(k, "play", (a, b, gamma, restart))
+            self._send(k, "step_chunk", (a, b, gamma, restart))
         got = [self._played(k, part) for k, part in enumerate(np.split(alive, self.edges))]
         faults, self.early = self.early + tuple(f for g in got for f in g.faults), ()
         known = any(g.held is not None for g in got)

@@ -17,7 +17,7 @@ import numpy as np
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.data.rollout import Fault
-from denoiserl.envs.backends.answer import begin, shut
+from denoiserl.envs.backends.answer import close_env, reset_env
 from denoiserl.envs.backends.chunk import ChunkResult, Interrupted, step_chunk
 from denoiserl.envs.backends.faults import IN_A_ROW, EnvFault, check_on_fault, describe_exception, find_nonfinite
 
@@ -114,19 +114,19 @@ class SyncBackend:
         self.heartbeat[0] = -1
         return batch(self.start)
 
-    def once(self, seeds: list[int]) -> Any:
+    def first_observation(self, seeds: list[int]) -> Any:
         """Return the first observation of environment 0 for its seed, None if its reset fails.
 
         It has to be reset afterwards.
         """
         try:
-            return begin(self.envs[0], seed=seeds[0])[0]
+            return reset_env(self.envs[0], seed=seeds[0])[0]
         except InvalidInputError:
             raise
         except Exception:  # reported when it is reset
             return None
 
-    def play(
+    def step_chunk(
         self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
     ) -> ChunkResult:
         """Execute one chunk [B, T_a, ...] in every environment that is ``alive`` [B]; the others are idle with length
@@ -185,7 +185,7 @@ class SyncBackend:
     def _begin(self, i: int, **seed: int) -> None:
         """Start a new episode in environment i."""
         try:
-            self.start[i], self.solved[i] = begin(self.envs[i], **seed)
+            self.start[i], self.solved[i] = reset_env(self.envs[i], **seed)
         except InvalidInputError:
             raise
         except Exception as error:
@@ -198,13 +198,15 @@ class SyncBackend:
             raise EnvFault(fault, self.name) from cause
         self.faults.append(fault)
         with contextlib.suppress(Exception):  # a broken environment may fail to close
-            shut(self.envs[i])
+            close_env(self.envs[i])
         self.steps[i] = 0
         for left in reversed(range(IN_A_ROW)):  # another start state may work
             self.renewed[i] += 1
             try:
                 self.envs[i] = self.make()
-                self.start[i], self.solved[i] = begin(self.envs[i], seed=derive_seed(self.seeds[i], self.renewed[i]))
+                self.start[i], self.solved[i] = reset_env(
+                    self.envs[i], seed=derive_seed(self.seeds[i], self.renewed[i])
+                )
                 if not find_nonfinite(batch([self.start[i]])):
                     return
                 again, cause = "begins with NaN or infinity", None
@@ -217,4 +219,4 @@ class SyncBackend:
     def close(self) -> None:
         """Close every environment."""
         for env in self.envs:
-            shut(env)
+            close_env(env)

@@ -19,7 +19,7 @@ import numpy as np
 
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.data.rollout import Fault
-from denoiserl.envs.backends.answer import said_by_all, shut, solved_at_start
+from denoiserl.envs.backends.answer import close_env, said_by_all, solved_at_start
 from denoiserl.envs.backends.chunk import ChunkResult
 from denoiserl.envs.backends.faults import (
     EnvFault,
@@ -147,7 +147,7 @@ class VectorEnvBackend:
         refuse(self.start, self.name)
         return self.start
 
-    def once(self, seeds: list[int]) -> Any:
+    def first_observation(self, seeds: list[int]) -> Any:
         """Return the first observation of row 0 for its seed. All rows have to be reset afterwards."""
         one = self.reset(seeds)
         return {k: v[0] for k, v in one.items()} if isinstance(one, dict) else one[0]
@@ -160,7 +160,7 @@ class VectorEnvBackend:
             cure = "a vector environment does not say which row it was: give an environment id or a factory to know"
             raise EnvFault(fault, self.name, cure) from error
 
-    def play(
+    def step_chunk(
         self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
     ) -> ChunkResult:
         """Execute one chunk [B, T_a, ...]. Rows that are reset by this very step (NEXT_STEP) have length 0."""
@@ -225,4 +225,4 @@ class VectorEnvBackend:
 
     def close(self) -> None:
         """Close the environment."""
-        shut(self.envs)
+        close_env(self.envs)

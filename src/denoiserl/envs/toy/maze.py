@@ -108,7 +108,7 @@ class Maze:
         return torch.from_numpy(self._steps[0]).long()
 
     @cached_property
-    def toward(self) -> Tensor:
+    def next_cell(self) -> Tensor:
         """next cell on a shortest path, [F (from), F (to)]; at the goal it is the goal"""
         before = torch.from_numpy(
             self._steps[1].astype(np.int64)
@@ -223,7 +223,7 @@ def expert(world: PointMaze) -> Tensor:
     """Return the expert's action [B, 2] in [-1, 1]: to the centre of the next cell, and in the last cell to the
     goal."""
     at, end = world.maze.cell(world.position), world.maze.cell(world.goal)
-    target = torch.where((at == end)[:, None], world.goal, world.maze.cells[world.maze.toward[at, end]])
+    target = torch.where((at == end)[:, None], world.goal, world.maze.cells[world.maze.next_cell[at, end]])
     wanted = (target - world.position).clamp(-SPEED, SPEED)
     if world.accelerate:
         return ((0.5 * wanted - world.velocity) / PUSH).clamp(-1, 1)

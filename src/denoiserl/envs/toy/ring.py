@@ -44,7 +44,7 @@ def reward(action: Tensor) -> Tensor:
     return (HEIGHTS.to(action) * torch.exp(-near / (2 * WIDTH**2))).sum(-1)
 
 
-def place(action: Tensor, within: float = 0.2) -> Tensor:
+def nearest_mode(action: Tensor, within: float = 0.2) -> Tensor:
     """Return which of the eight centres actions [*batch, 2] are at, [*batch] int64; -1 if none is ``within`` reach."""
     near = (action[..., None, :] - CENTRES.to(action)).norm(dim=-1)
     least, which = near.min(-1)
@@ -130,7 +130,7 @@ class RingBandit:
             gain,
             mask,
             torch.zeros_like(mask),
-            {"success": mask & (place(action) == 0)},
+            {"success": mask & (nearest_mode(action) == 0)},
         )
 
 
@@ -138,7 +138,7 @@ def demonstrations(n: int, rng: Rng | int) -> Demonstrations:
     """Return ``n`` actions of the behaviour, one per episode; ``success``: at the centre with the high reward."""
     rng = as_rng(rng)
     action = BEHAVIOUR.sample(n, rng)
-    outcome = [(place(action) == 0).tolist(), reward(action).tolist()]
+    outcome = [(nearest_mode(action) == 0).tolist(), reward(action).tolist()]
     return Demonstrations(
         torch.zeros(n, 1), action, torch.arange(1, n + 1), torch.tensor(outcome[0]), torch.tensor(outcome[1]), "ring"
     )

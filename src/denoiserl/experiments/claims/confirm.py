@@ -26,7 +26,7 @@ def confirm(
     name: str, folder: Path | None = None, processes: int = 2, progress: bool = True
 ) -> tuple[dict[str, Any], list[str]]:
     """Return the record with the new fingerprint, or unchanged, and the differences (empty: confirmed)."""
-    record, made = ledger.record(name), ledger.claim(name)
+    record, made = ledger.record(name), ledger.load_claim(name)
     if record is None:
         raise RunError(f"the claim {name} has no record to confirm: run denoiserl claim {name}")
     plan = made.make_plan(record["size"])
@@ -36,7 +36,7 @@ def confirm(
         recorded = (*(record[k] for k in ("budget", "unit", "seeds", "trials")), set(record["arms"]))
         if planned != recorded:
             raise RunError(f"the claim {name} has another plan than its record: test it again, denoiserl claim {name}")
-        once = replace(plan, seeds=(seed,), arms=chosen(plan, record["tuning"]), tune=1)
+        once = replace(plan, seeds=(seed,), arms=tuned_arms(plan, record["tuning"]), tune=1)
         values = run_comparison(
             once, folder or Path("runs") / "claims" / f"{name}-confirm", processes, progress=progress
         ).values
@@ -52,11 +52,11 @@ def confirm(
     if different:
         return record, different
     mark = {"seed": seed, "was": record["hash"], **runner.origin()}
-    fresh = ledger.reach(name, plan)
+    fresh = ledger.code_of_claim(name, plan)
     return {**record, "hash": fresh, "confirmed": [*record.get("confirmed", []), mark]}, []
 
 
-def chosen(plan: Study, tuning: dict[str, list[dict[str, Any]]]) -> dict[str, Arm]:
+def tuned_arms(plan: Study, tuning: dict[str, list[dict[str, Any]]]) -> dict[str, Arm]:
     """Return the arms with the tuned settings."""
     sign = 1 if plan.validate().better == "higher" else -1
     found = {}

@@ -52,7 +52,7 @@ def result(name: str, suffix: str = ".json") -> Path:
     return RESULTS / (known[name].parent.name if name in known else "") / f"{name}{suffix}"
 
 
-def claim(name: str) -> Claim:
+def load_claim(name: str) -> Claim:
     """Return the claim of a file."""
     return importlib.import_module(module_name(name)).CLAIM
 
@@ -77,17 +77,17 @@ def methods(plan: Study | Simulation) -> list[str]:
     return list(dict.fromkeys(arm.method for arm in plan.arms.values() if arm.method in known))
 
 
-def reach(name: str, plan: Study | Simulation) -> str:
+def code_of_claim(name: str, plan: Study | Simulation) -> str:
     """Return the fingerprint of a claim's code: its file, methods, task, and the code that runs and evaluates arms."""
     roots = [module_name(name), "denoiserl.experiments.arm", "denoiserl.stats.seeds"]
     if isinstance(plan, Study):
-        roots += [tasks.locate(plan.task)[0], *map(recipes.module_name, methods(plan))]
+        roots += [tasks.find_task(plan.task)[0], *map(recipes.module_name, methods(plan))]
     return fingerprint(roots)
 
 
-def stale(name: str) -> bool | None:
+def is_stale(name: str) -> bool | None:
     """Return whether the code has changed since the claim was tested; None if it has not been tested."""
     saved = record(name)
     if saved is None:
         return None
-    return saved["hash"] != reach(name, claim(name).plan(saved["size"]))
+    return saved["hash"] != code_of_claim(name, load_claim(name).plan(saved["size"]))

@@ -27,7 +27,7 @@ def check(
     name: str, size: str = "laptop", folder: Path | None = None, processes: int = 2, progress: bool = True
 ) -> dict[str, Any]:
     """Test a claim within a budget and return its record. Its runs are in ``folder``: resumed, not repeated."""
-    made = ledger.claim(name)
+    made = ledger.load_claim(name)
     plan = made.make_plan(size)
     began, cost, tuning = time.perf_counter(), {}, {}
     if isinstance(plan, Study):
@@ -70,13 +70,13 @@ def check(
             {"said": c.as_sentence(main), **v.as_dict()} for c, v in zip(made.conditions, verdicts, strict=True)
         ],
         "verdict": combine_verdicts(verdicts),
-        "why": why(made, main, verdicts),
+        "why": verdict_reasons(made, main, verdicts),
         "calibrated": made.calibration_note,
         "tuning": tuning,
         "cost": cost,
         "seconds": round(seconds, 1),
         "recipes": ledger.methods(plan),
-        "hash": ledger.reach(name, plan),
+        "hash": ledger.code_of_claim(name, plan),
         **origin(),
     }
 
@@ -121,7 +121,7 @@ def combine_verdicts(verdicts: list[Verdict]) -> str:
     return "holds" if said == {"holds"} else "does not hold" if "does not hold" in said else "inconclusive"
 
 
-def why(made: Claim, main: str, verdicts: list[Verdict]) -> str:
+def verdict_reasons(made: Claim, main: str, verdicts: list[Verdict]) -> str:
     """Return the verdict's reasons, one sentence per condition, with the detectable effect of inconclusive ones."""
     said = []
     for c, v in zip(made.conditions, verdicts, strict=True):

@@ -13,7 +13,7 @@ from torch import nn
 
 from denoiserl.core.errors import RunError, require, unknown_name_message
 from denoiserl.integrations import diffusers, transformers
-from denoiserl.integrations.diffusers.network import guard
+from denoiserl.integrations.diffusers.network import forbid_saving_adapters
 from denoiserl.policy.policy import Policy
 from denoiserl.policy.weights import Weights
 
@@ -89,7 +89,7 @@ def wrap_model(model: nn.Module, config: Any, seed: int = 0) -> Any:
         torch.manual_seed(seed)
         wrapped = require("peft", "hub").get_peft_model(model, config)
     if hasattr(model, "save_pretrained"):
-        guard(model)
+        forbid_saving_adapters(model)
     return wrapped
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from denoiserl.core.errors import InvalidInputError, RunError, require, unknown_name_message
 from denoiserl.core.tree import tensors, tree_map
-from denoiserl.integrations.families import flow_levels, needs, unwrap_adapters
+from denoiserl.integrations.families import flow_levels, required_arguments, unwrap_adapters
 from denoiserl.integrations.schedulers import convert
 from denoiserl.processes import GaussianDenoiser, Schedule
 
@@ -40,7 +40,7 @@ class Net(nn.Module):
                 f"a {type(base).__name__} lacks the arguments (sample | hidden_states, timestep, ...): wrap it"
             )
         self.model, self.schedule, self.levels, self.flow = model.eval(), schedule, levels, flow
-        self.needs = needs(model)
+        self.needs = required_arguments(model)
         self.known = [name for name in known if name not in (self.state, "timestep", "return_dict")]
         self.fixed = tensors(dict(fixed or {}))
         self._check(self.fixed)
@@ -120,11 +120,11 @@ def denoiser(
         raise RunError(f"the scheduler has {convention.levels} levels: levels={levels} would be wrong, leave it out")
     net = Net(model, convention.schedule, levels or convention.levels, convention.flow, fixed)
     if hasattr(base := unwrap_adapters(model), "peft_config") and hasattr(base, "save_pretrained"):
-        guard(base)
+        forbid_saving_adapters(base)
     return GaussianDenoiser(net, convention.schedule, convention.predicts).eval()
 
 
-def guard(model: Any) -> None:
+def forbid_saving_adapters(model: Any) -> None:
     """Make ``model.save_pretrained`` raise RunError while adapters are in the model."""
     own, layer = type(model).save_pretrained, require("peft.tuners.tuners_utils", "hub").BaseTunerLayer
 

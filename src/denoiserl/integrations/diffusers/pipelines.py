@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.integrations.diffusers.codecs import INDEX, PixelCodec, VAECodec
 from denoiserl.integrations.diffusers.network import denoiser
-from denoiserl.integrations.families import check, fits, network, read_setting, unwrap_adapters
+from denoiserl.integrations.families import check, network, patch_size, read_setting, unwrap_adapters
 from denoiserl.integrations.schedulers import convert, steps_like
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, Linear, ddim, flow_sde
@@ -50,7 +50,7 @@ def from_pipeline(
     if side is None:
         raise RunError("the model's config has no picture size: give size=(height, width) in pixels")
     height, width = (side, side) if isinstance(side, int) else side
-    patch = fits(model, height, width, factor)
+    patch = patch_size(model, height, width, factor)
     tokens = (height // patch) * (width // patch)
     scheduler = getattr(pipeline, "scheduler", None)
     convention = convert(scheduler, tokens)

@@ -154,7 +154,7 @@ class Norms:
             raise RunError(f"{self.source} has {values} of {name}, which is impossible: compute the statistics again")
         return found
 
-    def moves(self, name: str, where: Tensor) -> bool:
+    def varies(self, name: str, where: Tensor) -> bool:
         """Return whether a feature varies in one of the dimensions ``where`` [size], or has no recorded range."""
         low, high = (self.numbers.get(f"{name}.{statistic}") for statistic in MODES["MIN_MAX"])
         return bool(where.any()) and (low is None or high is None or bool((low != high).flatten()[where].any()))

@@ -102,8 +102,8 @@ class LeRobotCodec:
             return x.unflatten(-1, (self.history, size))
         raise InvalidInputError(
             f"this policy reads its last {self.history} observations of {size} numbers each; got {_shape(x)}: stack "
-            "them with denoiserl.envs.frame_stack.shown(env, policy), --obs-horizon on the command line, or "
-            "Gymnasium's FrameStackObservation and FlattenObservation"
+            "them with denoiserl.envs.frame_stack.with_policy_history(env, policy), --obs-horizon on the command "
+            "line, or Gymnasium's FrameStackObservation and FlattenObservation"
         )
 
     def is_batch(self, obs: Any) -> bool:
@@ -226,7 +226,7 @@ def _normalizer(norms: Norms, name: str, size: int) -> Normalizer:
         scale = two if name == ACTION else two + norms.eps
         return Normalizer(one, torch.where(constant, torch.ones_like(two), scale), constant, -wide, wide)
     constant = one == two
-    if norms.modes[name] != "MIN_MAX" and name != ACTION and norms.moves(name, constant):
+    if norms.modes[name] != "MIN_MAX" and name != ACTION and norms.varies(name, constant):
         raise RunError(
             f"{norms.source}: the quantiles of {name} are equal in dimension(s) "
             f"{constant.nonzero().flatten().tolist()}, but it varies there: LeRobot divides by {norms.eps:g}. "

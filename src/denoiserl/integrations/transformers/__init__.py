@@ -13,7 +13,7 @@ works, without dropout.
 
 from denoiserl.integrations.transformers.network import Attend, Net
 from denoiserl.integrations.transformers.policies import canvas, causal_lm, causal_policy, masked_lm, masked_policy
-from denoiserl.integrations.transformers.sizes import counts_from, fits, size, tokens
+from denoiserl.integrations.transformers.sizes import check_length, counts_from, size, tokens
 
 __all__ = [
     "Attend",
@@ -21,8 +21,8 @@ __all__ = [
     "canvas",
     "causal_lm",
     "causal_policy",
+    "check_length",
     "counts_from",
-    "fits",
     "masked_lm",
     "masked_policy",
     "size",

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.integrations.transformers.network import Attend, Net
-from denoiserl.integrations.transformers.sizes import fits, size, text_config, tokens
+from denoiserl.integrations.transformers.sizes import check_length, size, text_config, tokens
 from denoiserl.policy.codec import InfillCodec
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Autoregressive, Masked, TokenDenoiser, time_grid
@@ -67,7 +67,7 @@ def masked_policy(
     come with a canvas in a dict, ``{"canvas": tokens, "attention_mask": mask}``. ``vocab``: see ``masked_lm``.
     """
     denoiser = masked_lm(model, mask, banned, shift, attend, vocab)
-    fits(model, length)
+    check_length(model, length)
     process = Masked(denoiser.vocab or 0, mask_id=mask, **decoder)
     return Policy.of(process, denoiser, (length,), process.steps(time_grid(n)), codec=InfillCodec(_pad(model, pad)))
 
@@ -87,7 +87,7 @@ def causal_policy(
     temperature, top_k, end.
     """
     denoiser = causal_lm(model, start, vocab)
-    fits(model, length)
+    check_length(model, length)
     process = Autoregressive(denoiser.vocab or 0, **decoder)
     return Policy.of(process, denoiser, (length,), process.steps(time_grid(n)), codec=InfillCodec(_pad(model, pad)))
 

@@ -60,7 +60,7 @@ def tokens(model: nn.Module, vocab: int | None) -> int:
     return vocab
 
 
-def fits(model: nn.Module, length: int) -> None:
+def check_length(model: nn.Module, length: int) -> None:
     """Raise RunError if sequences of ``length`` have more positions than the model."""
     most, own = getattr(text_config(model), "max_position_embeddings", None), counts_from(model)
     most = most if most is None or own is None else most - own - 1

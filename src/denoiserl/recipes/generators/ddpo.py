@@ -173,4 +173,4 @@ SIGNAL = "reward"
 START = None
 DEFAULT_TASK = "shapes"
 DEFAULT_TASK_ARGS = {"sampler": "ddim", "prompt_pool": 64}
-GROWS: dict[str, Any] = {}
+EXTENDABLE: dict[str, Any] = {}

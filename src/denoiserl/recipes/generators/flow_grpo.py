@@ -210,5 +210,5 @@ def require_full_support(policy: Policy) -> None:
 SIGNAL = "reward"
 START = None
 DEFAULT_TASK = "shapes"
-GROWS: dict[str, Any] = {}
+EXTENDABLE: dict[str, Any] = {}
 DEMO = Args()

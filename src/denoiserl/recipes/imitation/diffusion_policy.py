@@ -78,14 +78,14 @@ def improve(
     now = max(args.obs_horizon - 1, past)
     window = windows(data.ends, horizon + now - past, now + 1, set_execution_horizon(policy))
     chunks, mask = slice(now - past, None), getattr(args, "mask_padding", True)
-    padded = mask and any(not bool(window.inside(i)[:, chunks].all()) for i in window.every.split(BLOCK))
+    padded = mask and any(not bool(window.valid(i)[:, chunks].all()) for i in window.all_indices.split(BLOCK))
 
     def select(index: Tensor) -> dict[str, Any]:
         chunk = policy.codec.encode(window.actions(data.actions, index)[:, chunks])
         obs = tree_map(lambda v: v[:, now + 1 - args.obs_horizon :], window.observations(data.observations, index))
         cond = policy.codec.condition(tree_map(lambda v: v[:, 0], obs) if args.obs_horizon == 1 else obs)
         cond = cond.flatten(1) if isinstance(cond, Tensor) else cond
-        inside = window.inside(index)[:, chunks].roll(-past, 1)[..., None].expand(chunk.shape)  # now first
+        inside = window.valid(index)[:, chunks].roll(-past, 1)[..., None].expand(chunk.shape)  # now first
         return {"x0": chunk, "cond": cond, "counts": inside if padded else None}
 
     how: dict[str, Any] = {"batch": args.batch_size, "lr": args.lr, "warmup": 100, "run": run}

@@ -168,7 +168,7 @@ def improve(
             row = {"loss/policy": step["loss"], "loss/reference_kl": masked_mean(k3(log_prob, ref), counts)}
             metrics.add(row | {"ppo/clip_fraction": clip_fraction(log_prob, old, args.clip_range, mask=counts)})
         row = reward_metrics(samples.result) | {"rollout/dead_group_fraction": dead} | metrics.mean()
-        yield row | {"train/no_improvement": float(not trend.rose(row["rollout/reward"]))}
+        yield row | {"train/no_improvement": float(not trend.update(row["rollout/reward"]))}
 
 
 class Texts(NamedTuple):
@@ -250,7 +250,7 @@ class RewardTrend:
         self.last: deque[float] = deque(maxlen=WINDOW)
         self.n = 0
 
-    def rose(self, reward: float) -> bool:
+    def update(self, reward: float) -> bool:
         """Add an iteration; return False if ``PATIENCE`` is over and the reward is not above that of the start."""
         self.n += 1
         self.last.append(reward)
@@ -270,4 +270,4 @@ class RewardTrend:
 SIGNAL = "reward"
 START = None
 DEFAULT_TASK = "sudoku"
-GROWS: dict[str, Any] = {}
+EXTENDABLE: dict[str, Any] = {}

@@ -253,4 +253,4 @@ def store_rollout(replay: ReplayBuffer, rollout: Rollout, box: TanhCodec, args: 
 SIGNAL = "env"
 START = "steered"
 DEFAULT_TASK = "env"
-GROWS: dict[str, Any] = {}
+EXTENDABLE: dict[str, Any] = {}

@@ -163,4 +163,4 @@ SIGNAL = "env"
 START = "squashed"
 DEFAULT_TASK = "env"
 DEFAULT_TASK_ARGS = {"env": "Pendulum-v1", "action_horizon": 1, "policy_width": 64}
-GROWS: dict[str, Any] = {}
+EXTENDABLE: dict[str, Any] = {}

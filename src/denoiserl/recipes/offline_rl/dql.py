@@ -151,4 +151,4 @@ def improve(
 SIGNAL = "data"
 START = "diffusion"
 DEFAULT_TASK = "offline"
-GROWS: dict[str, Any] = {}
+EXTENDABLE: dict[str, Any] = {}

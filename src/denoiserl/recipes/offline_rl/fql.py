@@ -144,4 +144,4 @@ def improve(
 SIGNAL = "data"
 START = "student"
 DEFAULT_TASK = "offline"
-GROWS: dict[str, Any] = {}
+EXTENDABLE: dict[str, Any] = {}

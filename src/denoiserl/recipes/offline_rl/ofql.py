@@ -150,4 +150,4 @@ def improve(
 SIGNAL = "data"
 START = "meanflow"
 DEFAULT_TASK = "offline"
-GROWS: dict[str, Any] = {}
+EXTENDABLE: dict[str, Any] = {}

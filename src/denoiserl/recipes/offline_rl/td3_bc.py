@@ -130,4 +130,4 @@ SIGNAL = "data"
 START = "squashed"
 DEFAULT_TASK = "offline"
 DEFAULT_TASK_ARGS = {"data": "locosmall:pendulum-medium"}
-GROWS: dict[str, Any] = {}
+EXTENDABLE: dict[str, Any] = {}

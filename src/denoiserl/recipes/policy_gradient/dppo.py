@@ -47,11 +47,11 @@ from torch.optim import Optimizer
 
 from denoiserl.advantages import normalise, over_denoising
 from denoiserl.control.acting import (
+    freeze_early_steps,
     learner,
     mask_unexecuted,
     mean_log_prob,
     on_policy,
-    relay,
     rollout_metrics,
     set_execution_horizon,
     statistics,
@@ -115,7 +115,7 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
     env.discount(args.gamma)
     execute, K = (
         set_execution_horizon(policy),
-        relay(policy, args.finetune_denoising_steps),
+        freeze_early_steps(policy, args.finetune_denoising_steps),
     )  # a frozen copy runs all but the last K
     act = training_actor(policy, K, execute)
     baseline = ValueBaseline(policy, env, args.value_lr, args.gamma, args.gae_lambda, rng)
@@ -180,5 +180,5 @@ def update_policy(
 SIGNAL = "env"
 START = None
 DEFAULT_TASK = "env"
-GROWS: dict[str, Any] = {}
+EXTENDABLE: dict[str, Any] = {}
 DEMO = Args(iterations=26)

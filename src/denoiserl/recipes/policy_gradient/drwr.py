@@ -138,4 +138,4 @@ def returns_to_go(rollout: Rollout, gamma: float) -> Tensor:
 SIGNAL = "env"
 START = None
 DEFAULT_TASK = "env"
-GROWS: dict[str, Any] = {}
+EXTENDABLE: dict[str, Any] = {}

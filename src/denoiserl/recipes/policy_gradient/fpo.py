@@ -202,4 +202,4 @@ def losses(policy: Policy, process: Process, pairs: Noised, cond: Tree) -> Tenso
 SIGNAL = "env"
 START = "flow"
 DEFAULT_TASK = "env"
-GROWS: dict[str, Any] = {}
+EXTENDABLE: dict[str, Any] = {}

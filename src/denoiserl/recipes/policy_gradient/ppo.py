@@ -192,4 +192,4 @@ def update_policy(
 SIGNAL = "env"
 START = "gaussian"
 DEFAULT_TASK = "env"
-GROWS: dict[str, Any] = {"final_lr_fraction": 1.0}
+EXTENDABLE: dict[str, Any] = {"final_lr_fraction": 1.0}

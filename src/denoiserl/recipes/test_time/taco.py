@@ -127,11 +127,11 @@ def demonstrated_features(policy: Policy, data: Demonstrations, args: Args, rng:
         )
     window = windows(data.ends, policy.event_shape[0], 1, resolve_execute_horizon(policy))
     phi, spread = [], 0.0
-    for index in window.every.split(1024):
+    for index in window.all_indices.split(1024):
         obs = tree_map(lambda v: v[:, 0].to(policy.device), window.observations(data.observations, index))
         demonstrated = policy.codec.encode(window.actions(data.actions, index)).to(policy.device)
         plans = candidates(policy, obs, args.num_noise_candidates, rng)
-        inside = window.inside(index).to(policy.device)[:, None, :, None]  # padding beyond an episode has no distance
+        inside = window.valid(index).to(policy.device)[:, None, :, None]  # padding beyond an episode has no distance
         distance = ((plans - demonstrated[:, None]).square() * inside).flatten(2).sum(-1)
         nearest = plans[torch.arange(len(plans), device=plans.device), distance.argmin(1)]
         spread = max(spread, float((plans - plans[:, :1]).abs().max()))

@@ -33,7 +33,7 @@ def digits() -> tuple[Tensor, Tensor]:
     return image.clone(), label.clone()
 
 
-def halves(seed: int = 0) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+def split_halves(seed: int = 0) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Return the data in two random halves: (images, labels) twice."""
     image, label = digits()
     order = Rng(seed).permutation(len(image))
@@ -91,14 +91,14 @@ class ClassifierPair:
     held_out: DigitClassifier
 
 
-def judges(seed: int = 0) -> ClassifierPair:
+def train_judges(seed: int = 0) -> ClassifierPair:
     """Return the two judges of ``seed``."""
-    one, two = halves(seed)
+    one, two = split_halves(seed)
     rng = Rng(seed)
     return ClassifierPair(train_judge(*one, rng), train_judge(*two, rng.spawn()))
 
 
-def ink(image: Tensor) -> Tensor:
+def ink_share(image: Tensor) -> Tensor:
     """Return the share of ink, [*batch, 1, 8, 8] -> [*batch] in [0, 1]."""
     if image.shape[-3:] != EVENT:
         raise InvalidInputError(f"images have shape {tuple(image.shape)}: give [*batch, {', '.join(map(str, EVENT))}]")

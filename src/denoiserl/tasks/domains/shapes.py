@@ -65,7 +65,7 @@ def content(shape: str, colour: str) -> int:
     return 1 + 4 * SHAPES.index(shape) + COLOURS.index(colour)
 
 
-def scenes(n: int, rng: Rng | int, objects: tuple[int, int] = (1, 3)) -> Tensor:
+def random_scenes(n: int, rng: Rng | int, objects: tuple[int, int] = (1, 3)) -> Tensor:
     """Draw ``n`` random scenes [n, 9]: a uniform number of ``objects`` (both ends included) in different cells."""
     rng = as_rng(rng)
     low, high = objects

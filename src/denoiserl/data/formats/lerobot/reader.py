@@ -17,9 +17,9 @@ import torch
 from denoiserl.core.errors import InvalidInputError, RunError, require, unknown_name_message
 from denoiserl.core.tree import tree_map
 from denoiserl.data.demos import Demonstrations
-from denoiserl.data.ends import inside
+from denoiserl.data.ends import check_inner_ends
 from denoiserl.data.formats.minari import column
-from denoiserl.data.formats.numbers import check, spell
+from denoiserl.data.formats.numbers import check, format_numbers
 from denoiserl.data.recordings import EpisodeDataset, to_stored_tensor, validate_episode
 
 PREFIX, ACTION = "observation.", "action"
@@ -88,7 +88,7 @@ def read_recording(
         validate_episode(name, i, observations, actions, **flags)
         never = np.zeros(len(frames), bool)
         done, ended, cut = (flags.get(f"next.{c}", never) for c in ("done", "terminated", "truncated"))
-        inside(name, i, ended | done & ~cut, cut, refuse=False)
+        check_inner_ends(name, i, ended | done & ~cut, cut, refuse=False)
         way = (
             ended if "next.terminated" in flags else done & ~cut
         )  # done alone is in every last row, and does not distinguish ends
@@ -130,9 +130,9 @@ def _promised(
         return []
     if not missing and not short:
         raise RunError(f"{said}: copy it again")
-    what = [f"not there are episodes {spell(missing)}"] if missing else []
-    what += [f"not whole are episodes {spell(short)}"] if short else []
-    out = spell([*missing, *short])
+    what = [f"not there are episodes {format_numbers(missing)}"] if missing else []
+    what += [f"not whole are episodes {format_numbers(short)}"] if short else []
+    out = format_numbers([*missing, *short])
     raise RunError(
         f"{said}; {' and '.join(what)}. If only a part was downloaded, leave them out (exclude_episodes='{out}', or "
         f"--exclude-episodes {out}); else copy it again"

@@ -15,9 +15,9 @@ import torch
 from denoiserl.core.errors import InvalidInputError, RunError, require, unknown_name_message
 from denoiserl.core.tree import leaves, tree_map
 from denoiserl.data.demos import Demonstrations
-from denoiserl.data.ends import inside
+from denoiserl.data.ends import check_inner_ends
 from denoiserl.data.formats.minari.observations import choose, decode_observations, kept_space
-from denoiserl.data.formats.numbers import check, spell
+from denoiserl.data.formats.numbers import check, format_numbers
 from denoiserl.data.recordings import EpisodeDataset, to_stored_tensor, validate_episode
 
 FILE, METADATA = "main_data.hdf5", "metadata.json"
@@ -91,7 +91,7 @@ def read_recording(
         )
         now = tree_map(lambda v: v[:-1], observations)
         validate_episode(name, i, now, actions, low, high, rewards=gains, terminations=ended, truncations=cut)
-        inside(name, i, ended, cut)
+        check_inner_ends(name, i, ended, cut)
         episodes.append((tree_map(lambda v: to_stored_tensor(v[:-1]), observations), to_stored_tensor(actions)))
         last.append(tree_map(lambda v: to_stored_tensor(v[-1]), observations))
         rewards.append(torch.from_numpy(gains.astype(np.float32)))
@@ -109,7 +109,7 @@ def read_recording(
     won = None if mute else [bool(s) for s in success.values()]
     if any(mute.values()) or 0 < len(mute) < len(success):
         i = max(mute, key=lambda i: bool(mute[i]))  # the first that holds something
-        less = f", or leave out {spell(mute)}" if len(mute) < len(success) else ""
+        less = f", or leave out {format_numbers(mute)}" if len(mute) < len(success) else ""
         warnings.warn(
             f"infos of episode {i} of {name} hold {mute[i] or 'no success'} ({len(mute)} of {len(success)} episodes do "
             f"not report it), so success is read of none: store infos/success as booleans in all{less}",
