@@ -60,7 +60,7 @@ SMALL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "taco": ({"num_updates": 2, "num_candidates": 2, "num_noise_candidates": 2, "counter_width": 8}, ROBOT | GOOD),
     "diffusion_policy": ({"num_updates": 4, "batch_size": 16}, ROBOT),
     **dict.fromkeys(("sac", "td3"), (ONLINE, {})),
-    "synther_sac": (ONLINE | MADE | {"iterations": 3, "refill_every": 80}, {}),
+    "synther_sac": (ONLINE | MADE | {"iterations": 3, "decisions_per_refill": 80}, {}),
     **dict.fromkeys(("dql", "ofql", "fql", "iql", "td3_bc"), (LEARNS, LOGGED)),
     "synther": (LEARNS | MADE, LOGGED | {"action_horizon": 1}),
     "pgd": (LEARNS | {"num_windows": 32, "model": MODEL | {"length": 4}}, LOGGED | {"action_horizon": 1}),

@@ -53,7 +53,7 @@ def start(recipe: Any) -> tuple[Policy, Any, Any]:
         return *acting(kind), recipe.Args(iterations=2, batch_size=8, **ACTS, **more)
     if recipe in (sac, td3, synther_sac):
         model = Model(num_updates=2, batch_size=4, width=8, depth=1, sampling_steps=4, churn=0.0)
-        more = {"refill_every": 8, "num_synthetic": 8, "model": model} if recipe is synther_sac else {}
+        more = {"decisions_per_refill": 8, "num_synthetic": 8, "model": model} if recipe is synther_sac else {}
         made = test_off_policy.policy(test_off_policy.Bandit)
         return made, Collector(test_off_policy.Bandit, 2, 1), recipe.Args(iterations=2, **{**OFF, **more})
     if recipe is dsrl:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
+import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -32,15 +35,35 @@ def meaning(words: str) -> str:
     return words.partition("; ")[0].partition(" (")[0]
 
 
-def test_an_option_has_one_meaning_in_all_recipes() -> None:
-    found: dict[str, dict[str, list[str]]] = {}
+def explained_options() -> Iterator[tuple[str, str, str]]:
+    """Yield (recipe or task, name, explanation) of all options, those of models too: ``model.lr`` counts as ``lr``."""
     for name in recipes.names():
         for option in docs_recipes.options(docs_recipes.recipe(name)):
-            if "." not in option.name:
-                assert option.meaning, f"{name}: {option.name} is not explained"
-                found.setdefault(option.name, {}).setdefault(meaning(option.meaning), []).append(name)
+            yield name, option.name.rpartition(".")[2], option.meaning
+    for name in tasks.TASKS:
+        kind = tasks.args_type(name)
+        for option in docs_recipes.options(docs_recipes.source(Path(inspect.getfile(kind))), kind.__name__):
+            yield f"task {name}", option.name.rpartition(".")[2], option.meaning
+
+
+def test_an_option_has_one_meaning_in_all_recipes_and_tasks() -> None:
+    found: dict[str, dict[str, list[str]]] = {}
+    for where, name, words in explained_options():
+        assert words, f"{where}: {name} is not explained"
+        found.setdefault(name, {}).setdefault(meaning(words), []).append(where)
+    assert {"batch_size", "sampling_steps", "pretrain_updates", "num_windows"} <= set(found)
     several = {name: told for name, told in found.items() if len(told) > 1}
     assert not several, several
+
+
+def test_what_stands_behind_a_meaning_is_no_other_unit() -> None:
+    """``refill_every; in decisions`` beside ``in iterations`` is two options: a guess would be accepted silently."""
+    wrong = [
+        f"{where}: {name}: {words}"
+        for where, name, words in explained_options()
+        if re.search(r"; (in|per) \w+s\b", words)
+    ]
+    assert not wrong, wrong
 
 
 def inner(kind: Any) -> Any:
@@ -125,7 +148,7 @@ RELATIONS = [
     ("td3", {"buffer_size": 100}, "batch_size = 256 is above buffer_size = 100"),
     ("dsrl", {"buffer_size": 100}, "batch_size = 128 is above buffer_size = 100"),
     ("synther_sac", {"buffer_size": 100}, "batch_size = 256 is above buffer_size = 100"),
-    ("synther_sac", {"refill_every": 200}, "refill_every = 200 .* model.batch_size = 256"),
+    ("synther_sac", {"decisions_per_refill": 200}, "decisions_per_refill = 200 .* model.batch_size = 256"),
     ("synther", {"n_step": 2}, "n_step = 2 .* single transitions: give 1"),
     ("pgd", {"n_step": 2}, "n_step = 2 .* single actions"),
     ("shapes", {"objects": (4, 2)}, "objects = .* the lower one first"),

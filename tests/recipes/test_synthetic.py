@@ -115,7 +115,7 @@ ONLINE = synther_sac.Args(
     **{**SMALL, "learning_starts": 32},
     iterations=3,
     utd=0.1,
-    refill_every=64,
+    decisions_per_refill=64,
     num_synthetic=100,
     target_entropy=-0.5,
     model=TINY,
@@ -159,5 +159,7 @@ def test_what_synther_cannot_use_is_refused() -> None:
         next(synther.improve(start(data), data, replace(OFFLINE, generator="nose"), Rng(0)))  # type: ignore[arg-type]
     with pytest.raises(RunError, match="fewer decisions than its batch"):
         next(
-            synther_sac.improve(boxed_policy(Bandit), Collector(Bandit, 8, 1), replace(ONLINE, refill_every=8), Rng(0))
+            synther_sac.improve(
+                boxed_policy(Bandit), Collector(Bandit, 8, 1), replace(ONLINE, decisions_per_refill=8), Rng(0)
+            )
         )

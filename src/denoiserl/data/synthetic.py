@@ -38,17 +38,17 @@ class Model(Settings):
     """The diffusion model. Published: width 1024, depth 6, 100 000 updates, learning rate 3e-4, 128 steps."""
 
     num_updates: Count = 10_000
-    """gradient steps of the model"""
+    """gradient steps; of the model"""
     batch_size: Count = 256
-    """rows per gradient step"""
+    """items per gradient step; rows"""
     lr: NonNegative = 1e-3
-    """AdamW's learning rate, with warm-up and cosine decay"""
+    """learning rate; of AdamW, with warm-up and cosine decay"""
     width: Count = 256
     """width of the residual MLP"""
     depth: Count = 4
     """hidden layers of the residual MLP"""
     sampling_steps: Count = 48
-    """Heun steps per sample"""
+    """denoising steps; Heun steps per sample"""
     churn: NonNegative = 0.0
     """noise added and removed while sampling (published: 80); with so few steps it widens samples by 3 to 5 %"""
     ema_decay: Fraction = 0.9995

@@ -127,15 +127,15 @@ class Model(Settings):
     stride: Count = 8
     """train on every so many-th window"""
     num_updates: Count = 4000
-    """gradient steps"""
+    """gradient steps; of the model"""
     batch_size: Count = 64
-    """windows per gradient step"""
+    """items per gradient step; windows"""
     lr: NonNegative = 1e-3
-    """AdamW's learning rate, with warm-up and cosine decay"""
+    """learning rate; of AdamW, with warm-up and cosine decay"""
     channels: Counts = (32, 64)
     """channels of the U-Net, per level"""
     sampling_steps: Count = 32
-    """Heun steps per sample"""
+    """denoising steps; Heun steps per sample"""
     churn: NonNegative = 0.0
     """noise added and removed while sampling (published: 80); with so few steps it widens samples by 3 to 5 %"""
 

@@ -42,9 +42,9 @@ class Args(Settings):
     """Settings of the environment and the starting policy."""
 
     env: str = "metaworld:drawer-open-v3"
-    """metaworld:TASK, pusht, pixels:ENV, a Gymnasium id, envpool:ID, my_file.py:make_env"""
+    """environment; metaworld:TASK, pusht, pixels:ENV, a Gymnasium id, envpool:ID, my_file.py:make_env"""
     data: str | None = None
-    """demonstrations: a folder or file, or "none" (None: the environment's expert, if any)"""
+    """data to learn from; demonstrations in a folder or file, or "none" (None: the environment's expert, if any)"""
     out_of_bounds_actions: Literal["error", "clip"] = "error"
     """actions outside the action space of the data or the environment"""
     exclude_episodes: str = ""
@@ -54,7 +54,7 @@ class Args(Settings):
     start: str | None = None
     """policy to improve: a run, a saved policy or a LeRobot checkpoint (None: a clone)"""
     obs_horizon: Count = 1
-    """observations that the policy at --start sees (T_o)"""
+    """observations that the policy sees; the one at --start (T_o)"""
     max_episode_steps: Count | None = None
     """environment steps per episode (None: the environment's)"""
     num_demos: Count = 100
@@ -74,11 +74,11 @@ class Args(Settings):
     policy_width: Count = 256
     """width of the policy network"""
     policy_depth: Count = 2
-    """hidden layers of a squashed policy"""
+    """layers of the policy network; hidden ones of a squashed policy"""
     pretrain_updates: CountOrZero = 9000
     """gradient steps of imitation"""
     pretrain_batch_size: Count = 256
-    """windows per gradient step of imitation"""
+    """items per gradient step of imitation; windows"""
     pretrain_lr: NonNegative = 1e-3
     """learning rate of imitation (AdamW, warm-up, cosine decay)"""
     noise_map: Literal["full", "repeated", "smooth"] = "full"

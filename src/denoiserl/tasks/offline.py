@@ -60,9 +60,9 @@ class Args(Settings):
     """Settings of the data, the evaluation environment and the untrained policy."""
 
     data: str = "maze:small-navigate"
-    """maze:SIZE-KIND, locosmall:WORLD-GRADE, ring, or a path"""
+    """data to learn from; maze:SIZE-KIND, locosmall:WORLD-GRADE, ring, or a path"""
     env: str | None = None
-    """environment to evaluate in, with a path as --data: an id, metaworld:TASK, FILE.py:FUNCTION"""
+    """environment; to evaluate in, with a path as --data (an id, metaworld:TASK, FILE.py:FUNCTION)"""
     out_of_bounds_actions: Literal["error", "clip"] = "error"
     """actions outside the action space of the data or the environment"""
     exclude_episodes: str = ""
@@ -72,15 +72,15 @@ class Args(Settings):
     max_transitions: Count | None = None
     """largest number of transitions, in whole episodes (None: all)"""
     num_episodes: Count = 500
-    """episodes of a maze, or actions of the bandit"""
+    """number of episodes; of a maze, or actions of the bandit"""
     goal: str = "one"
     """goal in mazes: "one" for all, or "any" for each episode"""
     action_horizon: Count = 1
     """actions per chunk (H)"""
     sampling_steps: Count = 5
-    """denoising steps of a diffusion or flow policy"""
+    """denoising steps; of a diffusion or flow policy"""
     min_denoising_std: Positive = 0.1
-    """smallest std of a denoising step in online training"""
+    """smallest std of a denoising step in training; online"""
     policy_width: Count = 128
     """width of the policy network"""
 

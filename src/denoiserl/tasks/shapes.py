@@ -38,19 +38,19 @@ class Args(Settings):
     pretrain_updates: CountOrZero = 2000
     """gradient steps of imitation"""
     pretrain_batch_size: Count = 64
-    """images per gradient step of imitation"""
+    """items per gradient step of imitation; images"""
     pretrain_lr: NonNegative = 6e-3
     """learning rate of imitation (AdamW, cosine decay)"""
     label_noise: Fraction = 0.3
-    """probability that a caption names a random colour for an object"""
+    """probability that a label is wrong; a caption names a random colour"""
     objects: tuple[Count, Count] = (2, 4)
     """minimum and maximum number of objects in a scene"""
     policy_width: Count = 96
-    """features per patch of the transformer"""
+    """width of the policy network; features per patch"""
     policy_depth: Count = 2
-    """layers of the transformer"""
+    """layers of the policy network"""
     sampling_steps: Count = 10
-    """denoising steps of the training SDE and the evaluation ODE"""
+    """denoising steps; of the training SDE and the evaluation ODE"""
     sde_noise: NonNegative = 0.7
     """noise level a of the training SDE"""
     sampler: Literal["flow_sde", "ddim"] = "flow_sde"

@@ -38,19 +38,19 @@ class Args(Settings):
     pretrain_updates: CountOrZero = 2000
     """gradient steps of imitation"""
     pretrain_batch_size: Count = 128
-    """grids per gradient step of imitation"""
+    """items per gradient step of imitation; grids"""
     pretrain_micro_batch_size: Count | None = None
     """grids per forward pass (None: all)"""
     pretrain_lr: NonNegative = 3e-3
     """learning rate of imitation (AdamW, cosine decay)"""
     policy_width: Count = 48
-    """features per cell of the transformer"""
+    """width of the policy network; features per cell"""
     policy_depth: Count = 2
-    """transformer layers"""
+    """layers of the policy network"""
     tokens_per_step: Count = 4
     """cells revealed per step in training"""
     label_noise: Fraction = 0.05
-    """probability that a cell of the corpus is wrong"""
+    """probability that a label is wrong; a cell of the corpus"""
     decoder_temperature: Positive = 1.0
     """temperature of the decoder, a part of the policy"""
     elbo_draws: CountOrZero = 0

@@ -30,9 +30,9 @@ class Args(Settings):
     """Settings of the data, the evaluation rewards and the untrained policy."""
 
     data: str = "maze"
-    """maze, or a path (Minari, LeRobot, HDF5) whose rewards come later"""
+    """data to learn from; maze, or a path (Minari, LeRobot, HDF5) whose rewards come later"""
     env: str | None = None
-    """environment to evaluate in, with a path as --data: an id, metaworld:TASK, FILE.py:FUNCTION"""
+    """environment; to evaluate in, with a path as --data (an id, metaworld:TASK, FILE.py:FUNCTION)"""
     out_of_bounds_actions: Literal["error", "clip"] = "error"
     """actions outside the action space of the data or the environment"""
     exclude_episodes: str = ""
@@ -44,11 +44,11 @@ class Args(Settings):
     maze_seed: CountOrZero = 0
     """random seed of the maze"""
     num_episodes: Count = 100
-    """episodes of each kind of player"""
+    """number of episodes; of each kind of player"""
     episode_steps: Count = 500
     """environment steps per episode of a player"""
     max_episode_steps: Count = 150
-    """environment steps per held-out trial"""
+    """environment steps per episode; of a held-out trial"""
     task_dim: Count = 32
     """dimensions of a task vector (d; 50 as published)"""
     action_horizon: Count = 5
@@ -58,11 +58,11 @@ class Args(Settings):
     policy_width: Count = 128
     """width of the policy network"""
     pretrain_updates: CountOrZero = 4000
-    """gradient steps of the baseline that only imitates"""
+    """gradient steps of imitation; of the baseline"""
     pretrain_batch_size: Count = 256
-    """rows per gradient step of the baseline"""
+    """items per gradient step of imitation; rows"""
     pretrain_lr: NonNegative = 1e-3
-    """learning rate of the baseline"""
+    """learning rate of imitation; of the baseline"""
 
 
 @lru_cache(maxsize=4)

@@ -32,8 +32,8 @@ MODEL = Model(num_updates=4, batch_size=210, lr=0.004, width=16, depth=2, sampli
 A = synther_sac.Args(
     iterations=5, num_envs=3, rollout_steps=35, learning_starts=105, warmup_policy="random", utd=0.01, batch_size=11,
     buffer_size=300, n_step=2, gamma=0.8, tau=0.3, lr=0.004, temperature_init=0.7, min_temperature=0.1,
-    target_entropy=-1.3, num_critics=3, critic_width=8, layer_norm=True, synthetic_fraction=0.4, refill_every=210,
-    num_synthetic=40, model=MODEL,
+    target_entropy=-1.3, num_critics=3, critic_width=8, layer_norm=True, synthetic_fraction=0.4,
+    decisions_per_refill=210, num_synthetic=40, model=MODEL,
 )  # fmt: skip
 
 
@@ -151,8 +151,8 @@ def upsampled(real: list[Tensor], net: torch.nn.Module, rng: Made) -> tuple[list
 
 
 def test_a_model_waits_for_a_batch() -> None:
-    with pytest.raises(RunError, match=r"refill_every = 209 .* model.batch_size = 210"):
-        replace(A, refill_every=209)
+    with pytest.raises(RunError, match=r"decisions_per_refill = 209 .* model.batch_size = 210"):
+        replace(A, decisions_per_refill=209)
 
 
 def test_no_share_is_sac() -> None:

@@ -23,7 +23,7 @@ def plan(budget: str) -> Study:
     full = budget == "full"
     many = {**MANY, "utd": 20.0} if full else MANY
     arms = {
-        "synther": Arm("synther_sac", {**many, "refill_every": 500, "num_synthetic": 10_000, "model": MODEL}),
+        "synther": Arm("synther_sac", {**many, "decisions_per_refill": 500, "num_synthetic": 10_000, "model": MODEL}),
         "sac-many": Arm("sac", many),
         "sac-one": Arm("sac", SAC),
     }

@@ -11,9 +11,9 @@ output: actions
 process: diffusion, one-step
 likelihood: none
 
-SAC, with many updates per decision. Every ``refill_every`` decisions a diffusion model (EDM) is trained from scratch on
-the transitions in the replay buffer, x = [s, a, r, s', done], and generates ``num_synthetic`` new ones. From then on
-the fraction f = ``synthetic_fraction`` of every batch is drawn from those:
+SAC, with many updates per decision. After every ``decisions_per_refill`` decisions a diffusion model (EDM) is trained
+from scratch on the transitions in the replay buffer, x = [s, a, r, s', done]. It generates ``num_synthetic`` new ones.
+From then on the fraction f = ``synthetic_fraction`` of every batch is drawn from those:
 
     batch = (1 − f) · real  ∪  f · synthetic
 
@@ -55,8 +55,8 @@ class Args(sac.Args):
     """use layer norm in the critics"""
     synthetic_fraction: FractionBelowOne = 0.5
     """fraction of each batch that is synthetic; 0: SAC"""
-    refill_every: Count = 2500
-    """how often synthetic data are generated anew; in decisions"""
+    decisions_per_refill: Count = 2500
+    """decisions between two refills of synthetic data"""
     num_synthetic: Count = 20_000
     """synthetic transitions per generator"""
     model: Model = Model(num_updates=3000, width=128, depth=3)
@@ -66,8 +66,8 @@ class Args(sac.Args):
         """Raise RunError if settings do not fit each other."""
         super().check_relations()
         self.require_fit(
-            self.refill_every >= self.model.batch_size,
-            f"refill_every = {self.refill_every} gives the first model fewer decisions than its batch, "
+            self.decisions_per_refill >= self.model.batch_size,
+            f"decisions_per_refill = {self.decisions_per_refill} gives the first model fewer decisions than its batch, "
             f"model.batch_size = {self.model.batch_size}: give at least as many",
         )
 
@@ -82,7 +82,7 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
     mixed = MixedReplayBuffer(real, args.synthetic_fraction)
     edge = torch.ones(policy.event_shape[-1])  # the buffer holds decisions, in [−1, 1]
     for row in sac.improve(policy, env, args, rng, run, replay=mixed):
-        if args.synthetic_fraction and mixed.count - mixed.filled >= args.refill_every:
+        if args.synthetic_fraction and mixed.count - mixed.filled >= args.decisions_per_refill:
             rows = buffer_to_transitions(real, -edge, edge, args.gamma)
             generator = train_generator_now(rows, args.model, rng, policy.device)
             synthetic, dropped = generator.sample(args.num_synthetic, rng)

@@ -83,7 +83,7 @@ class Args(td3_bc.Args):
     num_windows: Count = 512
     """windows that are generated at a time"""
     refill_every: Count = 25
-    """how often synthetic data are generated anew; in iterations"""
+    """iterations between two refills of synthetic data"""
     model: Model = Model()
     """the diffusion model of windows"""
 
