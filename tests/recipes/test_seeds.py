@@ -23,7 +23,8 @@ from denoiserl.tasks import offline as offline_task
 from denoiserl.tasks import policies
 from denoiserl.tasks import zero_shot as zero_shot_task
 from denoiserl.train import Run
-from tests.recipes import test_dsrl, test_off_policy, test_pgd
+from tests.recipes.off_policy import test_noise_steering, test_sac_and_td3
+from tests.recipes.offline_rl import test_pgd_guidance
 
 pytest.importorskip("gymnasium")
 ACTS = {"num_envs": 2, "rollout_steps": 4}
@@ -37,7 +38,7 @@ SEEN = zero_shot_task.Args(num_episodes=3, episode_steps=20, task_dim=4, policy_
 
 def acting(kind: str) -> tuple[Policy, Collector]:
     """A policy of a kind that knows nothing, for the bandit, and the bandit."""
-    env = Collector(test_dsrl.Bandit, 2, 1)
+    env = Collector(test_noise_steering.Bandit, 2, 1)
     return getattr(policies, kind)(CHUNKS, env, 0), env
 
 
@@ -54,21 +55,25 @@ def start(recipe: Any) -> tuple[Policy, Any, Any]:
     if recipe in (sac, td3, synther_sac):
         model = Model(num_updates=2, batch_size=4, width=8, depth=1, sampling_steps=4, churn=0.0)
         more = {"decisions_per_refill": 8, "num_synthetic": 8, "model": model} if recipe is synther_sac else {}
-        made = test_off_policy.policy(test_off_policy.Bandit)
-        return made, Collector(test_off_policy.Bandit, 2, 1), recipe.Args(iterations=2, **{**OFF, **more})
+        made = test_sac_and_td3.policy(test_sac_and_td3.Bandit)
+        return made, Collector(test_sac_and_td3.Bandit, 2, 1), recipe.Args(iterations=2, **{**OFF, **more})
     if recipe is dsrl:
         torch.manual_seed(0)
-        made = steer(black_box(test_dsrl.wiggle, 1, 1), 1, 8)
-        return made, Collector(test_dsrl.Bandit, 2, 1), dsrl.Args(iterations=2, **OFF)
+        made = steer(black_box(test_noise_steering.wiggle, 1, 1), 1, 8)
+        return made, Collector(test_noise_steering.Bandit, 2, 1), dsrl.Args(iterations=2, **OFF)
     if recipe in (fb, breeze):
         made = getattr(zero_shot_task, "squashed_policy" if recipe is fb else "untrained_policy")(SEEN, 0, Run())
         return made, zero_shot_task.load_dataset(SEEN, 0), recipe.Args(**FORWARD)
     if recipe is pgd:
-        data = test_pgd.recording(6)
-        return test_pgd.start(data), data, pgd.Args(iterations=1, num_windows=4, model=test_pgd.TINY, **LOGGED)
+        data = test_pgd_guidance.recording(6)
+        return (
+            test_pgd_guidance.start(data),
+            data,
+            pgd.Args(iterations=1, num_windows=4, model=test_pgd_guidance.TINY, **LOGGED),
+        )
     if recipe is taco:
         made, _ = acting("diffusion")
-        data = test_pgd.recording(6).demos
+        data = test_pgd_guidance.recording(6).demos
         return (
             policies.diffusion(CHUNKS, data, 0),
             data,

@@ -18,8 +18,8 @@ from denoiserl.recipes.off_policy import sac, synther_sac
 from denoiserl.recipes.offline_rl import synther, td3_bc
 from denoiserl.tasks import offline as offline_task
 from denoiserl.train import Run
-from tests.recipes.test_off_policy import SMALL, Bandit
-from tests.recipes.test_off_policy import policy as boxed_policy
+from tests.recipes.off_policy.test_sac_and_td3 import SMALL, Bandit
+from tests.recipes.off_policy.test_sac_and_td3 import policy as boxed_policy
 
 TINY = Model(num_updates=5, batch_size=16, width=16, depth=2, sampling_steps=4)
 BASE = offline_task.Args(policy_width=32)
