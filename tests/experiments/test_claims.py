@@ -139,7 +139,11 @@ def test_a_record_is_confirmed_where_one_seed_gives_the_same_numbers_and_only_th
     monkeypatch.setattr(ledger, "load_claim", lambda name: changed)
     told, different = confirm.confirm("lbm")
     assert told == record and different == [d for d in different if d.startswith("score of a")] and different
-    assert main(["claim", "--confirm", "lbm"]) == 2 and "not confirmed" in capsys.readouterr().out
+    assert main(["claim", "--confirm", "lbm"]) == 2
+    out = capsys.readouterr().out
+    assert "not confirmed" in out and "another processor" not in out
+    monkeypatch.setattr(runner, "processor", lambda: "another one")
+    assert main(["claim", "--confirm", "lbm"]) == 2 and "another processor" in capsys.readouterr().out
     clocked = replace(changed, plan=lambda size: replace(changed.plan(size), metrics={"score": ("", confirm.RATES)}))
     monkeypatch.setattr(ledger, "load_claim", lambda name: clocked)
     assert not confirm.confirm("lbm")[1], "what a clock measures is never the same twice"

@@ -83,6 +83,11 @@ def _confirm(names: Sequence[str], args: ClaimOptions) -> None:
         if different:
             failed.append(name)
             print(f"{name}: not confirmed. {'; '.join(different)}.")
+            if record.get("processor") != runner.processor():
+                print(
+                    "The record is of another processor, which rounds otherwise. Run the same command in a checkout of "
+                    f"{record['commit']}: if that gives these numbers too, the change of the code made no difference."
+                )
         else:
             runner.write(record, args.out)
             print(

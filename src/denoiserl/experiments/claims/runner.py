@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -163,6 +165,17 @@ def _values(values: Values, metric: str, arm: str) -> Tensor:
 
 
 def origin() -> dict[str, Any]:
-    """Return the versions, the commit and the date of the code."""
+    """Return the versions, the commit and the date of the code, and the processor: others round otherwise."""
     source = provenance()
-    return {"versions": source["versions"], "commit": source["commit"], "date": source["created"][:10]}
+    code = {"versions": source["versions"], "commit": source["commit"], "date": source["created"][:10]}
+    return {**code, "processor": processor()}
+
+
+def processor() -> str:
+    """Return the vendor and model of this machine's processor, and the instructions that torch uses on it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:  # no Linux
+        text = ""
+    known = dict(re.findall(r"^(vendor_id|cpu family|model)\s*:\s*(.+)$", text, re.MULTILINE))
+    return " ".join([*(known.values() or [platform.processor()]), torch.backends.cpu.get_cpu_capability()])
