@@ -14,8 +14,8 @@ from denoiserl.core.errors import InvalidInputError
 def normalise(advantage: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return ``(Â − mean) / std`` over all elements (of ``mask``); elsewhere 0. Any shape.
 
-    The std is the population std and no ε is added: advantages that are equal, or within 4 units in the last place
-    of the largest one, give exact zeros. Raise InvalidInputError for fewer than two.
+    The std is the population std, and no ε is added. Equal advantages give exact zeros; 4 units in the last place of
+    the largest one count as equal. Raise InvalidInputError for fewer than two.
     """
     live = torch.ones_like(advantage, dtype=torch.bool) if mask is None else mask
     same_shape(advantage=advantage, mask=live)

@@ -34,8 +34,8 @@ def kl_to_go(step_kl: Tensor, beta: float) -> Tensor:
 
         Âₖ = −β Σ_{j>k} KLⱼ,   KLⱼ(xⱼ) = KL(πⱼ(·|xⱼ) ‖ refⱼ(·|xⱼ));   the last step gets exactly 0
 
-    Why. The path KL is KL(π‖ref) = E_π[Σⱼ KLⱼ(xⱼ)], and θ enters twice: in each KLⱼ at its own state, and in the
-    probability of reaching that state, p(xⱼ) = p(x₀) Πₖ<ⱼ πₖ(xₖ₊₁|xₖ). By the product rule
+    Why. The path KL is KL(π‖ref) = E_π[Σⱼ KLⱼ(xⱼ)], and θ enters twice. It is in each KLⱼ at its own state. It is also
+    in the probability of reaching that state, p(xⱼ) = p(x₀) Πₖ<ⱼ πₖ(xₖ₊₁|xₖ). By the product rule
 
         ∇ E[Σⱼ KLⱼ] = E[Σⱼ ∇KLⱼ + Σⱼ KLⱼ Σ_{k<j} ∇log πₖ] = E[Σₖ (∇KLₖ + (Σ_{j>k} KLⱼ) ∇log πₖ)].
 

@@ -68,9 +68,9 @@ def group_relative(
     | ``"batch"`` | the population std of all rewards in ``[P, G]`` | Flow-GRPO's global std |
     | ``"none"`` | 1 | Dr. GRPO, d1 |
 
-    No ε is added: a group whose rewards differ by at most ``spread``, or by less than 4 units in the last place of the
-    largest one, gets exactly 0 instead of amplified noise. Samples outside ``valid`` get 0 and do not count. Raise
-    InvalidInputError for rewards without a group axis, groups of one, and rewards that are not finite.
+    No ε is added. A group is tied if its rewards differ by at most ``spread``, or by less than 4 units in the last
+    place of the largest one. It gets exactly 0 instead of amplified noise. Samples outside ``valid`` get 0 and do not
+    count. Raise InvalidInputError for rewards without a group axis, groups of one, and rewards that are not finite.
     GRPO arXiv 2402.03300; Flow-GRPO 2505.05470.
     """
     if scale not in get_args(Scale):

@@ -1,7 +1,8 @@
 """The command line: ``denoiserl VERB ...``.
 
-Each verb has a module with its options and a function of its words; it is imported when the verb is used. tyro parses
-the options of a verb, not the verb: its subcommands would build all parsers first, and cannot suggest the nearest verb.
+Each verb has a module with its options and a function of its words. The module is imported when the verb is used. Tyro
+parses the options of a verb, not the verb itself. Its subcommands would build all parsers first, and cannot suggest the
+nearest verb.
 
 Exit codes: 0, 1 for an error of the library, 2 for a mistyped command, 130 for Ctrl-C. Errors are one line on stderr;
 ``--debug`` (or ``DENOISERL_DEBUG=1``) shows the traceback.

@@ -60,8 +60,8 @@ def freeze_early_steps(policy: Policy, num_finetuned: int | None) -> int:
     """Freeze all but the last ``num_finetuned`` steps of training, in place; return how many learn (None: all that
     may).
 
-    The frozen weights become part of the policy's denoiser, a ``Relay``, which runs them at the times of the first
-    steps wherever the policy is used, saved or loaded. Raise InvalidInputError if steps are to learn that are frozen.
+    The frozen weights become part of the policy's denoiser, a ``Relay``. It runs them at the times of the first steps,
+    wherever the policy is used, saved or loaded. Raise InvalidInputError if steps are to learn that are frozen.
     """
     total, module = len(policy.train_steps), policy.weights.module
     own = int((policy.train_steps.times[:-1] <= module.until).sum()) if isinstance(module, Relay) else total
@@ -100,7 +100,8 @@ def learner(policy: Policy) -> Denoiser:
 
 
 def require_single_network(policy: Policy, why: str) -> None:
-    """Raise InvalidInputError if frozen weights run some of the policy's denoising steps; ``why`` they must not."""
+    """Raise InvalidInputError if frozen weights run some of the policy's denoising steps. ``why``: the reason, as it
+    begins the message."""
     if isinstance(policy.denoiser, Relay):
         raise InvalidInputError(
             f"{why}, and frozen weights run the first denoising steps of this policy (it was trained with "

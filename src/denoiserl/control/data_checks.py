@@ -11,8 +11,8 @@ from denoiserl.policy.policy import Policy
 def check_data_fits(policy: Policy, data: Demonstrations) -> None:
     """Warn of data outside the policy's units.
 
-    These are actions that the policy's codec cannot decode, or that use less than a tenth of its range, and
-    observations outside its fitted range by more than the range's width.
+    These are actions that the policy's codec cannot decode, and actions that use less than a tenth of its range.
+    Observations count if they exceed its fitted range by more than the range's width.
     """
     own, name = inner(policy.codec), data.name or "the data"
     known = None if isinstance(own, RunningNormCodec) else action_range(own)

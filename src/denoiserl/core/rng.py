@@ -3,8 +3,8 @@
 ``Rng(seed)`` is a fast stream for a whole batch. ``Rng.rows(seeds)`` gives every row its own stream, so that a row does
 not depend on batch size, order or number of workers. Both are saved and restored exactly.
 
-The row streams are counter-based: number i of the row with key r is SplitMix64(r + (i + 1)·γ) with γ the golden-ratio
-increment (Steele, Lea, Flood 2014), computed for all rows at once; normals come from it by Box-Muller.
+The row streams are counter-based: number i of the row with key r is SplitMix64(r + (i + 1)·γ). γ is the golden-ratio
+increment (Steele, Lea, Flood 2014). All rows are computed at once. Normals come from it by Box-Muller.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ def split_episodes(
     With ``after``, an episode stops wherever it differs from the next row. At a time limit where ``after`` is the start
     of the next episode, a jump away, the successor is not known. Without ``after`` and ``cut``, an episode stops at
     wide jumps, far beyond the steps inside episodes. With ``cut``, a jump counts only beside an end without one, whose
-    flag is then one row off; other jumps may be teleports, and give a warning. Warn of all ends that flags do not mark,
+    flag is then one row off. Other jumps may be teleports, and give a warning. Warn of all ends that flags do not mark,
     and of runs of flags.
     """
     n, shifted = len(ended), np.zeros(len(ended), bool)
@@ -136,8 +136,8 @@ def check_inner_ends(name: str, i: int, ended: np.ndarray, cut: np.ndarray | Non
 def _follows(seen: np.ndarray, after: np.ndarray) -> np.ndarray:
     """Return which successors equal the next row [N - 1], up to rounding; NaN counts as equal and is checked elsewhere.
 
-    The tolerance is the step of the coarsest type that either is stored in, or float32, in which rows are learned; plus
-    ``ROUNDED`` of the number (1 for smaller ones), or of its column's range if that is less.
+    The tolerance is the step of the coarsest type that either is stored in, or of float32, in which rows are learned.
+    Added is ``ROUNDED`` of the number (1 for smaller ones), or of its column's range if that is less.
     """
     same = np.ones(len(seen) - 1, bool)
     kinds = [np.finfo(v.dtype) for v in (seen, after) if v.dtype.kind == "f"] + [np.finfo(np.float32)]

@@ -80,9 +80,9 @@ def check_range(
 ) -> tuple[bool, str]:
     """Return whether ``rows`` [N, d] leave the ``box`` from ``low`` to ``high`` [d], and a warning ("": none).
 
-    A dimension is wrong if it exceeds finite bounds by more than ``slack`` of them, or uses less than a tenth of them;
-    one that never changes only if ``constant``. Dimensions of NaN are not compared. ``ends``: the rows are the two ends
-    of a range, so no row is named.
+    A dimension is wrong if it exceeds finite bounds by more than ``slack`` of them, or uses less than a tenth of them.
+    One that never changes is wrong only if ``constant``. Dimensions of NaN are not compared. ``ends``: the rows are the
+    two ends of a range, so no row is named.
     """
     low, high = (torch.as_tensor(v, dtype=torch.float64).reshape(-1).expand(rows.shape[1]) for v in (low, high))
     low, high = low.where(low > -HUGE, -torch.inf), high.where(high < HUGE, torch.inf)

@@ -1,7 +1,7 @@
 """Replay buffer: collected decisions for off-policy learning.
 
 A row is one decision (an action, or a chunk of them). Rows lie in a ring in the order of collection, each with the
-index of its successor in the episode, so n-step returns are computed when a minibatch is sampled.
+index of its successor in the episode. So n-step returns are computed when a minibatch is sampled.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ class ReplayBuffer:
         """Add the valid decisions of a rollout, and return their number.
 
         ``more``: further columns [T, B, ...], sampled as they were given; ``action=`` replaces the rollout's actions.
-        Add rollouts of one collector in the order of collection: an n-step return continues from one to the next if the
-        next begins in the state in which the last one stopped. Raise InvalidInputError for NaN and infinity, rows of
-        other shapes than before, and more rows at once than the buffer holds.
+        Add rollouts of one collector in the order of collection. An n-step return continues in the next rollout if that
+        begins in the state in which the last one stopped. Raise InvalidInputError for NaN and infinity, rows of other
+        shapes than before, and more rows at once than the buffer holds.
         """
         given: dict[str, Any] = {
             "obs": ep.obs, "next_obs": ep.next_obs, "action": ep.action, "reward": ep.reward,

@@ -95,8 +95,8 @@ def to_transitions(
     - how episodes ended, success is a true end, and the others are cut by a time limit;
     - the last observations (LeRobot), rows that would bootstrap from there are left out.
 
-    Raise InvalidInputError, with the row, for NaN and infinity and for actions outside known bounds; and for a discount
-    of 1 on data without a true end, where no return is finite.
+    Raise InvalidInputError, with the row, for NaN and infinity and for actions outside known bounds. Raise it too for a
+    discount of 1 on data without a true end, where no return is finite.
     """
     data = data if isinstance(data, EpisodeDataset) else EpisodeDataset.of(data)
     demos, name = data.demos, data.demos.name or "the data"

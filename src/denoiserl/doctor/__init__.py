@@ -1,8 +1,8 @@
 """Checks before training: find common problems of a policy and its environment or reward in about a minute.
 
-``examine`` finds a wrong prediction type or time convention, rescored log-probs that differ from the sampled ones,
-exploration noise that hides success, groups without a learning signal, and too little memory. It does not change the
-weights, the modules' modes or the global random state.
+``examine`` finds a wrong prediction type or time convention, and rescored log-probs that differ from the sampled ones.
+It also finds exploration noise that hides success, groups without a learning signal, and too little memory. It does not
+change the weights, the modules' modes or the global random state.
 """
 
 from __future__ import annotations

@@ -128,8 +128,8 @@ def prediction(
 ) -> Finding:
     """Check the prediction type and the direction of time on the policy's own samples ``x0`` or, better, on ``data``.
 
-    Both are in model units, with conditions that the denoiser can embed. If the declared reading is poor, others are
-    tried; without ``data`` each draws ``rows`` samples of its own in at most ten steps of the ODE.
+    Both are in model units, with conditions that the denoiser can embed. If the declared prediction type is poor,
+    others are tried. Without ``data`` each draws ``rows`` samples of its own in at most ten steps of the ODE.
     """
     rng = as_rng(rng, policy.device)
     name = "prediction"

@@ -1,7 +1,7 @@
 """The runner: a program, its args and a folder become a run that is recorded, shown, interrupted and resumed.
 
-A program is a module with a dataclass ``Args`` and ``train(args, run)``, which yields rows of metrics: an experiment (a
-recipe on a task), an arm of a comparison, the demo, or a user's file.
+A program is a module with a dataclass ``Args`` and ``train(args, run)``, which yields rows of metrics. It is an
+experiment (a recipe on a task), an arm of a comparison, the demo, or a user's file.
 
 folder/run.json        program, args, seed, device, versions, commit, fingerprints of the inputs
 folder/metrics.jsonl   its metrics (``train.metrics_log``); wall times are in clock.jsonl and events in tb/

@@ -79,8 +79,8 @@ def flow_levels(model: Any, dynamic: bool, given: float | None, levels: int = 10
 
     ``levels``: the scheduler's ``num_train_timesteps``, the unit of its pipeline's timestep.
 
-    Raise RunError for a network that runs from data to noise, and for an unknown one without ``given``, or whose
-    scheduler's shift depends on the picture (``dynamic``): each family has its own rule for that.
+    Raise RunError for a network that runs from data to noise, and for an unknown one without ``given``. Raise it too
+    for an unknown one whose scheduler's shift depends on the picture (``dynamic``): each family has its own rule.
     """
     name = type(unwrap_adapters(model)).__name__
     if name in REVERSE:

@@ -30,8 +30,8 @@ def ppo_clip(
 
         −min(ρ Â, clamp(ρ, 1 − clip, 1 + clip_high) Â),   ρ = exp(log π − log π_old)
 
-    The gradient is zero where the ratio has left the range in the direction of the advantage, and unchanged elsewhere;
-    at ρ = 1 it is that of ``reinforce``. ``clip_high`` defaults to ``clip``. A tensor of ranges broadcasts to the
+    The gradient is zero where the ratio has left the range in the direction of the advantage, and unchanged elsewhere.
+    At ρ = 1 it is that of ``reinforce``. ``clip_high`` defaults to ``clip``. A tensor of ranges broadcasts to the
     elements: a range per step (``denoise_clip``), or one gathered per row.
 
     The log-ratio is clamped at ±20 before the exponential, so an extreme ratio is finite and passes no gradient.

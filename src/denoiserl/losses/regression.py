@@ -40,7 +40,7 @@ def center_rewards(log_prob: Tensor, old: Tensor, reward: Tensor, beta: float, w
         (β (ℓᵢ − ℓ̄) − (Rᵢ − R̄))²,   ℓ = log π − log π_old,  means over the group of one prompt
 
     The regularised optimum p* = p_old exp(R/β)/Z(c) has β ℓ = R − β log Z(c); subtracting the mean within the prompt
-    removes Z. So the loss is zero exactly at p*, for samples from *any* distribution. ℓ̄ is detached; with uniform
+    removes Z. So the loss is zero exactly at p*, for samples from *any* distribution. ℓ̄ is detached. With uniform
     weights this does not change the gradient of the group's sum, since the residuals sum to 0.
 
     ``log_prob`` is a chain's joint (trajectory-balance kind) or an ELBO with noise shared with ``old`` (CRD, arXiv

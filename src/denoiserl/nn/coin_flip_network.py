@@ -21,10 +21,10 @@ class CoinFlipNetwork(nn.Module):
 
         f(φ) = g(γ z) + (h(γ z) − mean h) / std h,    z = (φ − centre) / scale
 
-    g learns, by squared error, the random signs of every datum (``coin_flip_targets``); h is the same network at
-    another initialisation, frozen, and standardised on the data. If equal features occur n times, the best f is the
-    mean of n signs per coin, and E f² = 1/n. g starts at 0, so data that never occurred have E f² ≈ 1. Between data the
-    count is a smoothed density: use it for ranking only. γ is ``gain``: larger values make the count more local.
+    g learns the random signs of every datum (``coin_flip_targets``) by squared error. h is the same network at another
+    initialisation. It is frozen, and standardised on the data. If equal features occur n times, the best f is the mean
+    of n signs per coin. Then E f² = 1/n. At the start g is 0, so data that never occurred have E f² ≈ 1. Between data
+    the count is a smoothed density: use it for ranking only. γ is ``gain``: larger values make the count more local.
     """
 
     centre: Tensor

@@ -134,8 +134,8 @@ def zero_init_(layer: nn.Module) -> None:
 class PositionEmbedding(nn.Module):
     """A learned position embedding at unit scale: [length, width].
 
-    In an almost fully masked input tokens differ by position alone, so positions must be as large as token embeddings:
-    at the usual std of 0.02 a small masked model does not learn a 4 x 4 sudoku at all.
+    In an almost fully masked input, tokens differ by position alone. So positions must be as large as token embeddings.
+    At the usual std of 0.02 a small masked model does not learn a 4 x 4 sudoku at all.
     """
 
     def __init__(self, length: int, width: int) -> None:

@@ -26,8 +26,9 @@ from denoiserl.processes.denoiser import Denoiser, Estimate
 
 MICRO = 1024
 """rows per network call of ``rescore`` on a CPU. Measured on one core (``python -m benchmarks.run --micro``): a 3 x 512
-perceptron scores 10,000 rows in 0.67 of the time of one call for all, with gradients in 0.90, because activations stay
-in the cache; 256 to 2048 are as good. For a U-Net over chunks any number from 200 on is equally fast."""
+perceptron scores 10,000 rows in 0.67 of the time of one call for all, and with gradients in 0.90. The reason is that
+activations stay in the cache; 256 to 2048 are as good. For a U-Net over chunks any number from 200 on is equally
+fast."""
 
 
 def rescore(
@@ -36,8 +37,8 @@ def rescore(
     """Return (law, y): the distribution of every recorded step under this denoiser, and the state after the step.
 
     ``law.log_prob(y)`` is [*b, S] for a ``Chain`` and [N] for ``ChainSteps``. Differentiable. ``micro_batch_size``:
-    rows per network call. A chain is scored step by step in its order, so ``micro_batch_size`` equal to the number of
-    chains repeats the calls of the run exactly: the ratio before an update is then bitwise 1 in float32. By default an
+    rows per network call. A chain is scored step by step in its order. So ``micro_batch_size`` equal to the number of
+    chains repeats the calls of the run exactly. The ratio before an update is then bitwise 1 in float32. By default an
     accelerator takes all rows in one call, and a CPU about ``MICRO`` rows, in whole steps of a chain.
     """
     if isinstance(record, ChainSteps):

@@ -54,8 +54,8 @@ def _adapted(module: nn.Module) -> list[nn.Module]:
 def _switch(module: nn.Module) -> nn.Module | None:
     """Return the peft model that with adapters off will always compute as ``module`` does now; or None.
 
-    That holds for LoRA at its start: every B is zero, only A and B of the active adapters learn, no layer is merged or
-    of another kind, and there are no floating-point buffers.
+    That holds for LoRA at its start: every B is zero, and only A and B of the active adapters learn. No layer may be
+    merged or of another kind, and there may be no floating-point buffers.
     """
     adapted = _adapted(module)
     layers: list[Any] = [m for m in module.modules() if getattr(m, "adapter_layer_names", ())]

@@ -136,8 +136,8 @@ class Diffusion(Process):
     def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
         """Return ½ SNR'(t) ‖x̂₀ − x₀‖² / p(t), [*batch] (2107.00630, eq. 17).
 
-        Its mean is log p(x₀) up to the constants of both ends. p is the density of the times: that of ``renoise``,
-        whose ``weight`` is 1/p, or uniform.
+        Its mean is log p(x₀) up to the constants of both ends. p is the density of the times. It is that of
+        ``renoise``, whose ``weight`` is 1/p, or uniform.
         """
         with torch.inference_mode(False), torch.enable_grad():
             t = noised.t.detach().double().clone().requires_grad_()

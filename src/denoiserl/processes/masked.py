@@ -1,7 +1,7 @@
 """Masked diffusion of tokens: positions are masked and revealed again (MDLM 2406.07524, LLaDA 2502.09992).
 
-Tokens are 0 ... vocab − 1; ``vocab`` is the mask (or any other id that a model uses). At time t each position is
-masked with probability t. The settings of the decoder (temperature, top-k, top-p, order) are part of the policy: the
+Tokens are 0 ... vocab − 1; ``vocab`` is the mask (or any other id that a model uses). At time t each position is masked
+with probability t. The settings of the decoder (temperature, top-k, top-p, order) are part of the policy. The
 distribution of a step contains them, so log-probs are those of the sampler that drew.
 """
 

@@ -1,8 +1,8 @@
 """Noise schedules, t ↦ (α_t, σ_t) with x_t = α_t x₀ + σ_t ε, and the time grid.
 
-A schedule is a frozen dataclass that is called with times of any shape and dtype. t = 0 is data (α = 1, σ = 0) and
-t = 1 is noise; σ/α grows with t. ``inverse`` returns the time of a σ, so that published noise levels become a grid.
-A transition adds the joint distribution of two times, which a schedule does not determine.
+A schedule is a frozen dataclass that is called with times of any shape and dtype. t = 0 is data (α = 1, σ = 0) and t =
+1 is noise. σ/α grows with t. ``inverse`` returns the time of a σ, so that published noise levels become a grid. A
+transition adds the joint distribution of two times, which a schedule does not determine.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ class TokenDenoiser(Denoiser):
 
     ``shift``: the network's row i predicts token i + 1 (models made from left-to-right ones, such as Dream). Rows move
     right by one and the first stays, so the first token must be given (a prompt, a start symbol). ``start``: the
-    network reads this id before the tokens, and its row i predicts token i: a left-to-right model can then write the
+    network reads this id before the tokens, and its row i predicts token i. A left-to-right model can then write the
     first token too. ``vocab`` cuts surplus columns of the logits; ``banned`` ids are never predicted (the mask itself,
     for models with a column for it).
     """

@@ -1,6 +1,6 @@
 """Transitions of Gaussian processes from t to s: the mean's coefficients and the std, for a whole grid at once.
 
-Every transition here has a mean that is linear in the estimate and the state, mean = c₀ x̂₀ + c_x x, so a step costs
+Every transition here has a mean that is linear in the estimate and the state, mean = c₀ x̂₀ + c_x x. So a step costs
 two products and a sum. Coefficients are float64 vectors over the grid's steps.
 
 *Preserving* transitions keep the marginal at s exact if the estimate is the true x₀, for any std up to σ_s. With the
@@ -132,9 +132,9 @@ class Cps:
 class EulerMaruyama:
     """The reverse SDE of the rectified flow, as published: dx = [v + g²/(2t) ε̂] dt + g √(−dt) ξ.
 
-    ``flow_sde(a)``: g = a √(t/(1 − t)), with 1 − t₁ below the root for the first step from t = 1, t₁ being the second
-    grid time, so that its std is a (2505.05470). The same holds for a first step whose std would exceed σ_t because the
-    grid begins just below 1. At other steps the std is capped at σ_t, the noise of the state (not published).
+    ``flow_sde(a)``: g = a √(t/(1 − t)) (2505.05470). The first step from t = 1 has 1 − t₁ below the root, where t₁ is
+    the second grid time. So its std is a. The same holds for a first step whose std would exceed σ_t because the grid
+    begins just below 1. At other steps the std is capped at σ_t, the noise of the state (not published).
     ``dance_sde(eta)``: g = eta (2505.07818). Only for the linear schedule, shifted or not: σ is its time.
     """
 

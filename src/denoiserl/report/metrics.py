@@ -249,7 +249,7 @@ def groups(rows: Sequence[Row], factor: float = 30.0) -> dict[str, list[Curve]]:
     """Return every number of the rows as a curve, grouped by panel.
 
     Curves with the same prefix before the first ``/`` or ``.`` share a panel, such as ``loss/policy`` and
-    ``loss/value``, unless their sizes differ by more than ``factor``. Ends of bands are not curves.
+    ``loss/value``. They do not if their sizes differ by more than ``factor``. Ends of bands are not curves.
     """
     x = progress_key(rows)
     keys = list(dict.fromkeys(k for row in rows for k in row if numeric(row, k) and k != x))

@@ -8,7 +8,7 @@ starts, and each seed has its own starts. The test is Student's, paired, over S 
 
 w is the standard error of the paired rollouts alone. Without it, S means that agree by chance would give an interval of
 no width. With it, the test only becomes more conservative. For outcomes 0 or 1, w adds half a success and half a
-failure to each cell of the table of pairs, so even n agreeing pairs keep a positive error (Agresti, Min, Simple
+failure to each cell of the table of pairs. So even n agreeing pairs keep a positive error (Agresti, Min, Simple
 improved confidence intervals for comparing matched proportions, 2005).
 """
 
@@ -79,9 +79,9 @@ def standings(
                  about these policies only; another training seed may reverse it.
 
     ``min_detectable_effect`` of a pair is the true difference that is detected with probability 0.8 at level ``alpha``
-    / pairs, by the noncentral t with the measured standard error. Intervals are those of each arm and pair alone, at
-    1 - ``alpha``. If scores differ by the same constant in every trial, the error cannot be estimated: p is that of the
-    sign test over seeds, 2^{1-S}, and ``min_detectable_effect`` is infinite.
+    / pairs. It follows from the noncentral t with the measured standard error. Intervals are those of each arm and pair
+    alone, at 1 - ``alpha``. If scores differ by the same constant in every trial, the error cannot be estimated. Then p
+    is that of the sign test over seeds, 2^{1-S}, and ``min_detectable_effect`` is infinite.
 
     Raise ``InvalidInputError`` for fewer than two arms, unequal shapes, no trials, NaN, or rates outside [0, 1].
     """

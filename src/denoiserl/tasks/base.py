@@ -1,6 +1,6 @@
 """Tasks: a starting policy, signals to learn from, and held-out trials.
 
-A task does not depend on a method. Methods that learn from the same kind of signal have the same call, so ``run``,
+A task does not depend on a method. Methods that learn from the same kind of signal have the same call. So ``run``,
 ``compare`` and ``claim`` use any of them on any task that offers the signal. A custom task is a function in a file:
 
     def make_task() -> Task:

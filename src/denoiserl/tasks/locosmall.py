@@ -7,7 +7,7 @@ that SAC collected until its policy was about half way between random and expert
 policy, with its own noise. The grades are those of D4RL (2004.07219); the data are not.
 
 The cache is DENOISERL_CACHE (else ~/.cache/denoiserl). The folder's name is a hash of all source files that affect the
-data, the task's name and the version of torch, so a change generates new data.
+data, the task's name and the version of torch. So a change generates new data.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class MetricsLog:
 class _Board:
     """A TensorBoard run.
 
-    It writes the first ``SHOWN`` values of a metric, then every second value, then every fourth, and so on, which is
+    It writes the first ``SHOWN`` values of a metric, then every second value, then every fourth, and so on. That is
     enough for a plot and keeps long runs fast. The last value is always written.
     """
 

@@ -2,8 +2,8 @@
 
 The player of the swing-up does 0.2 times what swings up; the policies do 0.6 and 1.0 times. Windows of 32 steps are
 drawn without guidance and at three strengths. The world model, a perceptron trained on the same data, is rolled out
-with the policy from recorded states. The metrics are the likelihood of the actions, N(π(s), 1), and how far each step
-is from the true next state, at the first and at the last one.
+with the policy from recorded states. Metrics are of the first and of the last step. They are the likelihood of the
+actions, N(π(s), 1), and the distance to the true next state.
 """
 
 from collections.abc import Callable, Mapping

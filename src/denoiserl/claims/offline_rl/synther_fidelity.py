@@ -1,8 +1,8 @@
 """Fidelity of SynthER's transitions, measured against the true dynamics of the swing-up.
 
-A model learns 4000 transitions and samples as many. The metrics are the marginals, the correlations, the distance of
-the next state to the true one, compared with the nearest recorded neighbour as a model of the dynamics, and whether
-rows are new.
+A model learns 4000 transitions and samples as many. The metrics are the marginals, the correlations, and whether rows
+are new. The distance of the next state to the true one is compared with that of the nearest recorded neighbour as a
+model of the dynamics.
 """
 
 from collections.abc import Mapping

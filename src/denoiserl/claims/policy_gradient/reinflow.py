@@ -1,10 +1,10 @@
 """ReinFlow against DPPO on fork2d: a flow of four steps with learned noise, a diffusion of four steps with fixed noise.
 
-The paper's tasks need demonstrations that cannot be made here, so this tests the direction of its claim, not its
-numbers: the same demonstrations and environment steps, the same perceptron, four denoising steps. One more arm, without
-a condition, isolates the noise: DPPO on ReinFlow's own flow, with fixed noise. The claim ``fpo`` has two more methods
-with these seeds, steps and trials. The paper's other claim, less time per iteration, is not tested: with equally many
-steps both score the same rows here. The record has the cost of each arm.
+The paper's tasks need demonstrations that cannot be made here. So this tests the direction of its claim, not its
+numbers. All arms have the same demonstrations and environment steps, the same perceptron, four denoising steps. One
+more arm, without a condition, isolates the noise: DPPO on ReinFlow's own flow, with fixed noise. The claim ``fpo`` has
+two more methods with these seeds, steps and trials. The paper's other claim, less time per iteration, is not tested:
+with equally many steps both score the same rows here. The record has the cost of each arm.
 """
 
 from denoiserl.experiments import Arm, Study

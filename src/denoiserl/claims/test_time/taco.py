@@ -2,8 +2,8 @@
 
 The paper's policies are vision-language-action models; this tests the direction of its claim. The policy has cloned all
 demonstrations, good and clumsy ones. The pseudo-counts use the successful ones, and the most familiar of 32 plans is
-executed. Three more arms have no condition: counts of conditions and plans instead of the network's features, a choice
-among eight plans, and a clone of the successes alone.
+executed. Three more arms have no condition. They are counts of conditions and plans instead of the network's features,
+a choice among eight plans, and a clone of the successes alone.
 """
 
 from collections.abc import Generator

@@ -2,8 +2,8 @@
 
 FB maximises the same Q with a Gaussian policy without a constraint to the data. All arms have as many updates, networks
 of the same width and the same data. The score is how much of each reward their policies collect at once. Two more arms
-have no condition: goal-conditioned cloning, which replaces a reward by the state where it is highest, and BREEZE
-without a choice among actions. The full budget adds BREEZE with attention.
+have no condition. They are goal-conditioned cloning, which replaces a reward by the state where it is highest, and
+BREEZE without a choice among actions. The full budget adds BREEZE with attention.
 """
 
 from denoiserl.experiments import Arm, Study

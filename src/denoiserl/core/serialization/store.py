@@ -4,8 +4,8 @@ A tree is nested dicts, lists and tuples of ``None``, bool, int, float, str and 
 Tensors go to safetensors (any other tool can open them), everything else to JSON with a size and a checksum of both.
 ``read`` refuses a truncated copy.
 
-A write makes the new folder beside the old one, forces it to disk, and renames it into place while the old one still
-exists under another name. If the process is killed at any time, ``read`` finds the old tree or the new one.
+A write makes the new folder beside the old one and forces it to disk. Then it renames it into place, while the old one
+still exists under another name. If the process is killed at any time, ``read`` finds the old tree or the new one.
 """
 
 from __future__ import annotations

@@ -50,8 +50,8 @@ def read(
 ) -> EpisodeDataset:
     """Return the episode data set of a flat file, cut into episodes by ``data.ends.split_episodes``.
 
-    Stored ``next_observations`` are used. If they are missing, or are the start of the next episode, the last row of an
-    episode that a time limit cut is dropped for its observation, as D4RL's own reader does.
+    Stored ``next_observations`` are used. They may be missing, or be the start of the next episode. Then the last row
+    of an episode that a time limit cut gives only its observation, as in D4RL's own reader.
     """
     found = _numpy(path) if path.suffix.lower() == NUMPY else _hdf5(path)
     columns = {k: np.asarray(v) for k, v in found.items() if k in COLUMNS}

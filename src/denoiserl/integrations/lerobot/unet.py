@@ -61,7 +61,7 @@ class Net(nn.Module):
 
     Its FiLM reads mish of time and condition side by side, and mish acts on each number alone. So the layer is the sum
     of ``Clock`` and ``Condition``, and a sampler computes each once. ``levels`` K: time t is the timestep tK − 1.
-    ``past``: the chunk's first entries belong to past environment steps; here they come last, so the first action of an
+    ``past``: the chunk's first entries belong to past environment steps. Here they come last, so the first action of an
     event is the first executed one. ``eyes``: encoder of pictures, whose features follow the first ``state`` numbers of
     an observation.
     """
