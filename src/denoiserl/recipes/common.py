@@ -68,8 +68,8 @@ def reward_metrics(result: RewardResult) -> dict[str, float]:
 def check_first_ratio(policy: Policy, log_prob: Tensor, recorded: Tensor, tolerance: float | None) -> None:
     """Raise OffPolicyError if the log-probabilities of steps differ from the recorded ones before the first update.
 
-    ``tolerance`` of a whole step's |log ratio|: by default that of the network's precision, and at least 0.02, because
-    log-probs of large images have four digits after the point in float32.
+    ``tolerance`` of a whole step's |log ratio|: by default that of the network's precision, and at least 0.02. The
+    reason is that log-probs of large images have four digits after the point in float32.
     """
     default = max(0.02, tolerance_of(policy.weights.module))
     assert_on_policy(log_prob, recorded, default if tolerance is None else tolerance)

@@ -16,13 +16,16 @@ the chunk given the observations, E ‖x̂₀ − x₀‖² weighted as its pred
 In the environment a chunk is drawn, its first T_a actions are executed, and the policy plans again.
 
 As published: min-max normalisation to [−1, 1], windows that reach over the ends of an episode, EMA, receding horizon.
-Differences: actions that a window repeats beyond the ends are padding and have no loss (published, and here with
-``mask_padding=False``: they are imitated); a chunk begins now (published: T_o − 1 steps ago, as LeRobot's policies do
-here too), so it is executed from its first action on; times are continuous on a cosine schedule instead of 100 levels,
-so any number of sampling steps works; the network is an MLP (small actions) or the 1-D U-Net with GELU (Mish costs 13
-times as much on a CPU).
+Differences:
 
-Expect, with the defaults, a success of 0.5 to 0.75 on Meta-World's drawer-open, cloned from a scripted
+- Actions that a window repeats beyond the ends are padding and have no loss. As published, and here with
+  ``mask_padding=False``, they are imitated.
+- A chunk begins now, so it is executed from its first action on. As published, and in LeRobot's policies here too, it
+  begins T_o − 1 steps ago.
+- Times are continuous on a cosine schedule instead of 100 levels, so any number of sampling steps works.
+- The network is an MLP (small actions) or the 1-D U-Net with GELU (Mish costs 13 times as much on a CPU).
+
+Expect, with the defaults, a success of 0.5 to 0.75 on Meta-World's drawer-open. It is cloned from a scripted
 demonstrator with wrong estimates of positions, which succeeds in a third of the episodes.
 """
 

@@ -24,9 +24,14 @@ which one is an end.
 As published: the log-linear schedule (weight 1/t), antithetic times, EMA. Differences: times are stratified over the
 whole batch, and the learning rate decays by a cosine.
 
-Expect, with the defaults (grids with 5 % of their cells mistyped), 0.96 of unseen 4 x 4 sudokus solved at one cell per
-step, 0.80 at two and 0.65 at four, and a bound of −0.44 nats per token on clean unseen grids (a model of the 288 grids
-has −0.354). More imitation of such a text helps little; reward helps (``tracerl``).
+Expect, with the defaults (grids with 5 % of their cells mistyped), on unseen 4 x 4 sudokus:
+
+| cells per step | 1 | 2 | 4 |
+|---|---|---|---|
+| solve rate | 0.96 | 0.80 | 0.65 |
+
+The bound is −0.44 nats per token on clean unseen grids (a model of the 288 grids has −0.354). More imitation of such a
+text helps little; reward helps (``tracerl``).
 """
 
 from __future__ import annotations

@@ -19,13 +19,20 @@ From then on the fraction f = ``synthetic_fraction`` of every batch is drawn fro
 
 SAC itself, ``recipes.off_policy.sac``, is unchanged. ``synthetic_fraction=0`` is SAC at the same number of updates.
 
-As published: a fraction of a half, retraining from scratch every 10 000 decisions, log-normal levels, Heun's sampler,
-ends of episodes left raw and thresholded. Differences: no churn, which widens samples of so few steps; a smaller model
-for fewer updates, 20 000 synthetic rows instead of a million, 8 updates per decision instead of 20, and rows whose end
-is uncertain are drawn again. Pixels need an encoder first: observations are flat.
+As published: a fraction of a half, retraining from scratch every 10 000 decisions, log-normal levels, Heun's sampler.
+Ends of episodes are left raw and thresholded.
 
-Expect a return of −162 on Pendulum-v1 after 3000 steps with the settings of the claim ``synther_online`` (−132 to −216
-in five seeds), where SAC with as many updates has −146; SAC with one update per step has −800.
+Differences: no churn, which widens samples of so few steps. A smaller model learns for fewer updates, with 20 000
+synthetic rows instead of a million, and 8 updates per decision instead of 20. Rows whose end is uncertain are drawn
+again. Pixels need an encoder first: observations are flat.
+
+Expect, on Pendulum-v1 after 3000 steps, with the settings of the claim ``synther_online``:
+
+| method | return |
+|---|---|
+| synther_sac | −162 (−132 to −216 in five seeds) |
+| SAC with as many updates | −146 |
+| SAC with one update per step | −800 |
 """
 
 from __future__ import annotations

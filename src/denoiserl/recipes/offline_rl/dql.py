@@ -20,19 +20,25 @@ The actor maximises one of the twin critics, chosen at random; the loss is norma
 other. The policy serves the best of ``num_candidates`` decisions, or one drawn by a softmax of their values; that
 control is saved with the policy.
 
-As published: K = 5, targets of critics and policy that follow with 0.005, a softmax of temperature 1 over 50 candidates
-(``choice_temperature``; values are about 100 there, so that it nearly takes the best), η from 0.05 to 2 by data set,
-clipped gradients, and the largest of several target values for mazes (``num_backup_samples``). Imitation is at the K
-levels of the chain alone: at continuous times those levels are free to follow the critic out of the data. Differences:
-the denoiser predicts v on a cosine schedule, where published runs predict eps on a VP schedule; E|Q| has a floor of
-1e-3; targets follow from the first update; smaller networks and fewer updates.
+As published: K = 5, targets of critics and policy that follow with 0.005, and clipped gradients. A softmax of
+temperature 1 over 50 candidates serves (``choice_temperature``); values are about 100 there, so that it nearly takes
+the best. η is 0.05 to 2 by data set. For mazes the largest of several target values counts (``num_backup_samples``).
+Imitation is at the K levels of the chain alone. At continuous times those levels are free to follow the critic out of
+the data.
+
+Differences: the denoiser predicts v on a cosine schedule, where published runs predict eps on a VP schedule. E|Q| has a
+floor of 1e-3. Targets follow from the first update. Networks are smaller and updates fewer.
 
 DPPO can improve the policy further online, without its control (``policy.with_controller(None)``).
 
-Expect, with the defaults, on a small maze whose players were on their way elsewhere, a success of 0.90, 0.94 and 0.94
-from held-out starts after 500, 1000 and 1500 updates, where imitation alone (eta=0, one candidate) has 0.00 (50 starts;
-one seed). Where data are noisy η matters: on 200 noisy episodes of Meta-World's drawer-open (17 % succeed) 0.81 with
-η = 0.2, and nothing with η = 1, whose policy leaves the data.
+Expect, with the defaults, on a small maze whose players were on their way elsewhere (50 held-out starts; one seed):
+
+| updates | 500 | 1000 | 1500 | imitation alone (eta=0, one candidate) |
+|---|---|---|---|---|
+| success | 0.90 | 0.94 | 0.94 | 0.00 |
+
+Where data are noisy η matters. On 200 noisy episodes of Meta-World's drawer-open (17 % succeed) success is 0.81 with η
+= 0.2. With η = 1 it is zero: the policy leaves the data.
 """
 
 from __future__ import annotations

@@ -21,14 +21,20 @@ with ℓ = −log π of a Gaussian, and the denoising loss of a diffusion or flo
 critics, so a policy of any kind can be fitted with the same weights. (IDQL, 2304.10573, as released, imitates without
 weights and chooses among decisions when it serves.)
 
-As published: the clip of the weights, twin critics, targets that follow with 0.005, τ = 0.9 and β = 10 for mazes (0.7
-and 3 elsewhere), learning rates of 3e-4 with a cosine for the actor. Differences: rewards are as they come (minus one
-in the released mazes, divided by the range of returns in the released locomotion); the Gaussian's mean is not pressed
-by tanh, as it is in the released code, and its actions are clipped to the box when decoded; Q and π see V as it was
-before the update, and the released ones after it; smaller networks and fewer updates (1M of width 256 as published).
+As published: the clip of the weights, twin critics, and targets that follow with 0.005. τ is 0.9 and β is 10 for mazes
+(0.7 and 3 elsewhere). Learning rates are 3e-4, with a cosine for the actor.
+
+Differences:
+
+- Rewards are as they come (minus one in the released mazes, divided by the range of returns in the released
+  locomotion).
+- The Gaussian's mean is not pressed by tanh, as it is in the released code. Its actions are clipped to the box when
+  decoded.
+- Q and π see V as it was before the update, and the released ones after it.
+- Networks are smaller and updates fewer (1M of width 256 as published).
 
 Expect, with the defaults, on a small maze whose players (70,000 environment steps) had other goals, a success of 0.94
-from held-out starts after 1500 updates (50 starts; one seed); a clone of them has 0.00 (``dql`` with eta=0).
+after 1500 updates. A clone of them (``dql`` with eta=0) has 0.00 (50 held-out starts; one seed).
 """
 
 from __future__ import annotations

@@ -22,20 +22,38 @@ so nothing is distilled, and the gradient of a value passes through one call. Cr
 as the environment does; imitation sees them as they are. Half of the pairs (r, t) have r = t, where the first term is
 flow matching (``processes.MeanFlow``).
 
-As published: pairs of times from a logit-normal distribution, twin critics and their minimum, targets that follow with
-0.005, Q-weighted choice among ``num_candidates`` when it serves (one is the policy alone), η between 0.001 and 0.5 by
-data set. Differences: a tenth of the pairs is exactly (0, 1), which that distribution hardly ever draws and one step
-uses; the network reads times at low frequencies (``TwoTimeNet``), without which one step falls far behind five; the
-actor maximises one critic, chosen at random, scaled by the other, as in DQL; E|Q| has a floor of 1e-3; clipped
-gradients; smaller networks and fewer updates.
+As published: pairs of times from a logit-normal distribution, twin critics and their minimum, and targets that follow
+with 0.005. A Q-weighted choice among ``num_candidates`` serves (one is the policy alone). η is between 0.001 and 0.5 by
+data set.
 
-Expect, on the ring bandit (``--data ring``; eight places, one of them twice as good, an eighth of the data there), 0.97
-of the policy's own decisions at the best place with η = 3 after 300 updates of batch 128 and 0.99 with η = 10 after 600
-(width 32, lr 3e-3, tau 0.05; one seed). Imitation alone, 4000 updates of width 128: 0.62 of one-step decisions are
-within 0.2 of a place, and 0.69 of those of five steps; of one step where all pairs have r = t, 0.03. On
-maze:small-noisy, where one episode in six reaches the goal, a success of 0.86 after 4000 updates (0.81 to 0.93 in five
-seeds; n = 5, gamma 0.98, tau 0.02, batch 128, width 64; 300 held-out starts), beside 0.91 of DQL (0.89 to 0.94) and
-0.34 of FQL (0.18 to 0.47); 3200 decisions per second, one state at a time and without candidates, beside DQL's 1400.
+Differences:
+
+- A tenth of the pairs is exactly (0, 1), which that distribution hardly ever draws and one step uses.
+- The network reads times at low frequencies (``TwoTimeNet``), without which one step falls far behind five.
+- The actor maximises one critic, chosen at random, scaled by the other, as in DQL. E|Q| has a floor of 1e-3.
+- Gradients are clipped, networks smaller, and updates fewer.
+
+Expect, on the ring bandit (``--data ring``; eight places, one of them twice as good, an eighth of the data there), of
+the policy's own decisions (width 32, lr 3e-3, tau 0.05, batch 128; one seed):
+
+| η, updates | 3, 300 | 10, 600 |
+|---|---|---|
+| decisions at the best place | 0.97 | 0.99 |
+
+Imitation alone, after 4000 updates of width 128, puts this fraction of the decisions within 0.2 of a place:
+
+| one step | five steps | one step where all pairs have r = t |
+|---|---|---|
+| 0.62 | 0.69 | 0.03 |
+
+On maze:small-noisy one episode in six reaches the goal. After 4000 updates (n = 5, gamma 0.98, tau 0.02, batch 128,
+width 64; five seeds, 300 held-out starts), one state at a time and without candidates:
+
+| method | success | decisions per second |
+|---|---|---|
+| OFQL | 0.86 (0.81 to 0.93) | 3200 |
+| DQL | 0.91 (0.89 to 0.94) | 1400 |
+| FQL | 0.34 (0.18 to 0.47) | |
 """
 
 from __future__ import annotations

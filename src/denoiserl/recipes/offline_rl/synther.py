@@ -17,17 +17,30 @@ below 1, the rest of every batch is real. ``denoiserl upsample`` reports the qua
 
     L = (σ² + 1)/σ² · |D(x + σ ε; σ) − x|²,   ln σ ~ N(−1.2, 1.2²);   x made by Heun's method from σ = 80 to 0
 
-As published: the levels, Heun's sampler, learning from generated rows alone, ends of episodes left raw and thresholded
-at a half. Differences: no churn (``model.churn``), which widens samples of so few steps; fields of their kinds (angles
-stay on the circle, binary numbers binary); rows whose end is uncertain are drawn again; a smaller model, fewer updates
-and rows (100 000 of width 1024, and 5 million, as published), so that it runs on a laptop; ``generator="noise"`` makes
-copies with noise instead, the augmentation that it is compared with.
+As published: the levels, Heun's sampler, and learning from generated rows alone. Ends of episodes are left raw and
+thresholded at a half.
+
+Differences:
+
+- No churn (``model.churn``), which widens samples of so few steps.
+- Fields have their kinds: angles stay on the circle, binary numbers binary. Rows whose end is uncertain are drawn
+  again.
+- A smaller model, fewer updates and rows (100 000 of width 1024, and 5 million, as published), so that it runs on a
+  laptop.
+- ``generator="noise"`` makes copies with noise instead, the augmentation that it is compared with.
 
 Expect of generated rows, from 3600 transitions of Pendulum-v1 under random actions, after 3000 updates of width 128 and
-in 32 steps: Kolmogorov-Smirnov distances of 0.03 at most, correlations that change by 0.01, next states 2 % of a
-standard deviation from where they should be, distances to the recorded rows as held-out ones have (0.97 times). Of
-TD3+BC after 15 000 updates, from 3000 rows of locosmall:swingup-medium-replay, with the settings of the claim
-``synther``: a score of 47 (38 to 57 in five seeds), 40 from the rows themselves (22 to 53), 37 from copies with noise.
+in 32 steps:
+
+| measure | value |
+|---|---|
+| Kolmogorov-Smirnov distances | at most 0.03 |
+| change of correlations | 0.01 |
+| next states from where they should be | 2 % of a standard deviation |
+| distance to the recorded rows over that of held-out rows | 0.97 |
+
+Expect of TD3+BC after 15 000 updates, from 3000 rows of locosmall:swingup-medium-replay, with the settings of the claim
+``synther``, a score of 47 (38 to 57 in five seeds). The rows themselves give 40 (22 to 53), and copies with noise 37.
 """
 
 from __future__ import annotations

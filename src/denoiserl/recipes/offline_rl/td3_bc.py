@@ -11,21 +11,28 @@ output: actions
 process: one-step
 likelihood: none
 
-A decision is a = tanh μ(s), in units of the actions' box. Critics learn as TD3's do, from rows of logged data; the
+A decision is a = tanh μ(s), in units of the actions' box. Critics learn as TD3's do, from rows of logged data. The
 policy maximises Q normalised by its scale, so that the unit of reward does not matter, and stays near the data:
 
     y = r + γ^n min Q̄(s', clip(μ̄(s') + clip(ε, ±c), ±1)),   ε ~ N(0, σ²)
     L_Q = ½ (Q(s, a) − y)²,   every ``policy_delay`` updates L_π = −α Q₁(s, μ(s)) / E|Q₁| + |μ(s) − a|²
 
 As published: α = 2.5, smoothing 0.2 clipped at 0.5, a delay of 2, standardised observations, learning rates of 3e-4.
-Differences: E|Q| has a floor of 1e-3; rows may be chunks and n-step returns; smaller networks and fewer updates (1M of
-width 256 as published) and faster targets (0.005), so that it runs on a laptop. α = 0 is behaviour cloning.
+
+Differences: E|Q| has a floor of 1e-3. Rows may be chunks and n-step returns. Networks are smaller, updates fewer (1M of
+width 256 as published) and targets faster (0.005), so that it runs on a laptop. α = 0 is behaviour cloning.
 
 The policy is the kind that TD3 and SAC improve further online.
 
-Expect, with the defaults, on locosmall's pendulum-medium, whose own returns are -713 (a score of 46 between random, 0,
-and expert, 100), a held-out return of -569, -328 and -272 (scores of 60, 82 and 88) after 1500, 3000 and 4500 updates
-(50 starts; one seed). On its medium-replay, SAC's first 3200 environment steps, it learns nothing in that time.
+Expect, with the defaults, on locosmall's pendulum-medium, whose own returns are -713, a score of 46 between random (0)
+and expert (100) (50 starts; one seed):
+
+| updates | 1500 | 3000 | 4500 |
+|---|---|---|---|
+| held-out return | -569 | -328 | -272 |
+| score | 60 | 82 | 88 |
+
+On its medium-replay, SAC's first 3200 environment steps, it learns nothing in that time.
 """
 
 from __future__ import annotations

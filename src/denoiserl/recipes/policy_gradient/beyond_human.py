@@ -19,16 +19,21 @@ plays with its evaluation steps, and its clean episodes are the demonstrations o
 The generator is DPPO's diffusion policy, or PPO's if the given policy decides in one Gaussian step. The student is the
 same network with new weights. It keeps the codec, so both measure smoothness in the same units. All is in place: the
 policy is the generator first and ends as the student. Compare it with a clone of as many of the demonstrations that the
-generator began with. The last row describes the data (``data.trajectory_metrics``): the success of the generator, the
-jerk of its actions, how much actions differ at similar states, and the fraction of start states that filtering left. In
-a run folder, ``generated`` holds the demonstrations and ``generator`` the policy.
+generator began with. The last row describes the data (``data.trajectory_metrics``). It has the success of the
+generator, the jerk of its actions, and how much actions differ at similar states. It also has the fraction of start
+states that filtering left. In a run folder, ``generated`` holds the demonstrations and ``generator`` the policy.
 
-The paper has no public code. As described: a sparse reward, few denoising steps, a discount, so that early success is
-worth more, a critic that learns first (``critic_warmup``), no exploration noise while recording, successes only. Left
-out: a regulariser towards the demonstrations' chains, the vision encoder, the vision-language-action model as student.
+The paper has no public code. As described: a sparse reward, few denoising steps, and a discount, so that early success
+is worth more. A critic learns first (``critic_warmup``). There is no exploration noise while recording, and only
+successes count. Left out: a regulariser towards the demonstrations' chains, the vision encoder, the
+vision-language-action model as student.
 
-Expect, on fork2d with 20 iterations of 64 x 12 decisions, a student with a success of 0.97 and a jerk of 0.53, where
-the clone of as many clumsy demonstrations has 0.51 and 1.04 (one seed, 300 held-out starts).
+Expect, on fork2d with 20 iterations of 64 x 12 decisions (one seed, 300 held-out starts):
+
+| policy | success | jerk |
+|---|---|---|
+| student | 0.97 | 0.53 |
+| clone of as many clumsy demonstrations | 0.51 | 1.04 |
 """
 
 from __future__ import annotations

@@ -17,16 +17,20 @@ executed. With Â from GAE over chunks,
     L = mean over (chunk, k) of −min(ρ Â_k, clip(ρ, 1 ± ε_k) Â_k),   Â_k = γ_d^{distance of k from the last step} Â
 
 As published: the step's std is floored (exploration, and a density at every step) and the estimate is clipped. Only the
-last ``finetune_denoising_steps`` steps learn, while a frozen copy runs the others. ρ is the geometric mean over the
-dimensions of the executed actions (log-probs over ``law.num_factors``). ε_k grows from ``clip_range_noisiest`` at the
-noisiest step to ``clip_range``. Minibatches are drawn over (environment step × denoising step). Rewards are scaled by
-the running std of the return. The actor stops for an iteration when the approximate KL of ρ exceeds ``target_kl``.
-Truncation bootstraps. Differences: one floor for drawing and scoring (the released code has two); draws are not cut at
-three std, and per-dimension log-probs are not clamped to [−5, 2] (a clamp passes no gradient, and one draw in 3000
-meets it); scaled rewards are not clipped at ±10; ``gamma`` is the discount per environment step, also inside a chunk,
-where the released code sums a chunk's rewards and discounts once per chunk; the part of a chunk after an episode's end
-is left out of ρ; the critic goes on learning after the actor has stopped; advantages are normalised over an iteration
-and not a minibatch, and are not clipped at a quantile.
+last ``finetune_denoising_steps`` steps learn, while a frozen copy runs the others. The ratio ρ is the geometric mean
+over the dimensions of the executed actions (log-probs over ``law.num_factors``). Its range ε_k grows from
+``clip_range_noisiest`` at the noisiest step to ``clip_range``. Minibatches are drawn over (environment step × denoising
+step). Rewards are scaled by the running std of the return. The actor stops for an iteration when the approximate KL of
+ρ exceeds ``target_kl``. Truncation bootstraps. Differences:
+
+- There is one floor for drawing and scoring (the released code has two).
+- Draws are not cut at three std. Per-dimension log-probs are not clamped to [−5, 2]: a clamp passes no gradient, and
+  one draw in 3000 meets it. Scaled rewards are not clipped at ±10.
+- ``gamma`` is the discount per environment step, also inside a chunk. The released code sums a chunk's rewards and
+  discounts once per chunk.
+- The part of a chunk after an episode's end is left out of ρ.
+- The critic goes on learning after the actor has stopped.
+- Advantages are normalised over an iteration and not a minibatch, and are not clipped at a quantile.
 
 With ``finetune_denoising_steps`` the policy becomes one of two networks, ``processes.Relay``. The frozen weights stay
 part of it: it is drawn, served, saved and improved again as it acted while it learned.

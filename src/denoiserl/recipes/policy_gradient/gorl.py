@@ -23,9 +23,9 @@ first stage has no decoder (G(s, z) = z): it is PPO, bit for bit.
 
 As published: four stages of 2 : 2 : 1 : 1, PPO's clip 0.15 without a decoder and 0.3 with one, a decoder that is
 trained from new weights. Differences: by default the first decoder is the given policy, a clone of demonstrations
-(``first_stage="decoder"``). The released code squashes plans by tanh and imitates them as they were before it; here the
+(``first_stage="decoder"``). The released code squashes plans by tanh and imitates them as they were before it. Here the
 codec clamps them, and the clamped plans are imitated. A new decoder that loses more than ``max_return_drop`` of the
-return is discarded, and PPO goes on with the old pair; both pairs are evaluated on the first episodes from the same
+return is discarded, and PPO goes on with the old pair. Both pairs are evaluated on the first episodes from the same
 start states. No samples are left out of the refit (the released code can leave out those of the worse episodes), there
 is no entropy bonus, and stages hand over their last pair and not their best. A latent decides the whole plan, so all of
 it counts in PPO's ratio, whatever was executed.
@@ -34,8 +34,8 @@ A decoder of few Euler steps draws narrower than what it imitated, and narrower 
 policy is served by the encoder's mean, so before any learning it serves the plan of zero noise. That may be much better
 (or worse) than the clone's draws: compare with it too.
 
-Expect, for a flow cloned from clumsy demonstrations on fork2d, a success of 0.37 to become 1.0 in 18 iterations of
-64 x 12 decisions and to stay there over two refits (one seed); with ``lr=3e-4`` it is at 0.67 after 24.
+Expect, for a flow cloned from clumsy demonstrations on fork2d, a success of 0.37 to become 1.0 in 18 iterations of 64 x
+12 decisions. It stays there over two refits (one seed). With ``lr=3e-4`` it is at 0.67 after 24.
 """
 
 from __future__ import annotations

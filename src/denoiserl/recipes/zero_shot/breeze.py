@@ -23,21 +23,34 @@ The next action in L_FB is the best of ``num_proposals`` that the policy draws. 
 rows it is the action that follows in the data. Half of the tasks are Gaussian and half are B of states, all of norm √d.
 ``policy_for_reward`` makes the policy for a reward, which executes the best of ``num_candidates`` actions by Q.
 
-As published: γ = 0.98, τ = 0.99, α = 0.05, ω = 1e-3, AdamW with weight decay 0.03 and cosine restarts, twin F whose
-minimum counts, an attention variant of F and B. For few updates target networks and averages follow faster, and d = 32.
-Differences: one optimiser with one learning rate for everything, whose gradients are not clipped; r_z is a constant
-(the released code lets gradients of B through it); no dropout; perceptrons by default, and with ``attention_layers=2``
-two layers of it over the embeddings of (s, a) and (s, z), and over 4 tokens for B; times of the diffusion are
-continuous; smaller networks; a decision may be a chunk of actions, with γ per environment step. α = 0.05 is in units of
-Q, which grows like √d.
+As published: γ = 0.98, τ = 0.99, α = 0.05, ω = 1e-3, AdamW with weight decay 0.03 and cosine restarts. Twin F count by
+their minimum. F and B have an attention variant. For few updates target networks and averages follow faster, and d =
+32.
+
+Differences:
+
+- One optimiser with one learning rate serves everything. Its gradients are not clipped.
+- r_z is a constant (the released code lets gradients of B through it). There is no dropout.
+- Networks are perceptrons by default, and smaller. ``attention_layers=2`` has two layers of attention over the
+  embeddings of (s, a) and (s, z), and over 4 tokens for B.
+- Times of the diffusion are continuous.
+- A decision may be a chunk of actions, with γ per environment step.
+- α = 0.05 is in units of Q, which grows like √d.
 
 If B maps different states to the same embedding, no reward that distinguishes them can be represented. Every row
 therefore holds the effective rank of B, and a warning follows at the end if it is below d/2. Expectiles of 0.99
 overestimate on small data, and a larger ``num_candidates`` exploits the errors of Q.
 
-Expect, with the defaults, a score of 86 after 4 000 updates (80 to 94 in five seeds, 50 starts; staying scores 0, the
-shortest path 100): from 73 to 94 for the six goals, 101 and 96 for the corners, 90 for staying left. FB scores 76,
-cloning goal by goal for 4 000 updates 35, and BREEZE without a choice among actions (``num_candidates=1``) 31.
+Expect, with the defaults, after 4 000 updates (50 starts; staying scores 0, the shortest path 100):
+
+| method | score |
+|---|---|
+| BREEZE | 86 (80 to 94 in five seeds) |
+| FB | 76 |
+| BREEZE without a choice among actions (``num_candidates=1``) | 31 |
+| cloning goal by goal for 4 000 updates | 35 |
+
+By reward BREEZE has 73 to 94 for the six goals, 101 and 96 for the corners, and 90 for staying left.
 """
 
 from __future__ import annotations

@@ -21,9 +21,10 @@ Half of the tasks are Gaussian and half are B of states, all of norm √d. Targe
 minimum counts. Nothing keeps the policy near the actions of the data; BREEZE adds that, and FB is the baseline of its
 claim.
 
-As released for offline data: noise of 0.2 clipped at 0.3, γ = 0.98, ‖B‖ = √d. Differences: one optimiser for
-everything; smaller networks, d = 32 and not 50; the std that the policy's network also answers is not used; a decision
-may be a chunk of actions, with γ per environment step.
+As released for offline data: noise of 0.2 clipped at 0.3, γ = 0.98, ‖B‖ = √d.
+
+Differences: one optimiser serves everything. Networks are smaller, d = 32 and not 50. The std that the policy's network
+also answers is not used. A decision may be a chunk of actions, with γ per environment step.
 
 Expect, with the defaults, a score of 76 after 4 000 updates (72 to 81 in five seeds, 50 starts; staying scores 0, the
 shortest path 100). BREEZE has 86. By reward it is 100 in the corners, and 36 to 88 for the six goals.
