@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,3 +76,46 @@ def test_no_people_are_in_code() -> None:
         if PEOPLE.search(line)
     ]
     assert not found, "say what the code does, as in 'a negative count is refused':\n" + "\n".join(found)
+
+
+LONGEST = 25
+"""words of a sentence; code, formulas and what stands in brackets do not count"""
+
+
+def docstrings() -> Iterator[tuple[str, str]]:
+    """Yield where and text of every docstring, and of every string below a field or a constant."""
+    for path in sorted(SOURCE.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for item in (
+                getattr(node, "body", []) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) else []
+            ):
+                if (
+                    isinstance(item, ast.Expr)
+                    and isinstance(item.value, ast.Constant)
+                    and isinstance(item.value.value, str)
+                ):
+                    yield f"{path.relative_to(SOURCE)}:{item.lineno}", inspect.cleandoc(item.value.value)
+
+
+def sentences(text: str) -> Iterator[str]:
+    """Yield the sentences of prose: equations, tables and aligned columns are none; an item of a list is one."""
+    for block in re.split(r"\n\s*\n", text):
+        lines = [line for line in block.splitlines() if not line.startswith(("    ", "|"))]
+        if block.startswith("paper: ") or any(re.search(r"\S {3,}\S|[├└]", line) for line in lines):
+            continue
+        prose = re.sub(r"``[^`]*``", "CODE", " ".join(lines))
+        while (shorter := re.sub(r"\[[^][]*\]|\{[^{}]*\}|\([^()]*\)", "", prose)) != prose:
+            prose = shorter
+        # Names are listed with what they mean, and fields are explained in phrases.
+        ends = r"(?<=[.!?])\s+|(?:^|\s)- |[;:]\s(?=CODE)" if prose[:1].isupper() else r"[.;]\s+"
+        yield from re.split(ends, prose)
+
+
+def test_sentences_are_short() -> None:
+    wrong = []
+    for where, text in docstrings():
+        for sentence in sentences(text):
+            count = len(re.findall(r"[A-Za-z][\w'’-]*", sentence))
+            if count > LONGEST:
+                wrong.append(f"{where}: {count} words: {sentence.strip()}")
+    assert not wrong, f"at most {LONGEST} words a sentence, for readers of many languages:\n" + "\n".join(wrong)

@@ -42,8 +42,8 @@ class Field:
     """Columns of one kind: their indices in the data, and how many model numbers they take.
 
     ``centre`` and ``scale`` [size]: of continuous numbers and circles. ``values``: the two of a binary column, the
-    value of a constant, the knots of a quantile function, the lower end of an angle's branch, or the limits of a
-    number.
+    value of a constant, or the limits of a number. Of a quantile function they are the knots, of an angle the lower end
+    of its branch.
     """
 
     kind: Kind

@@ -19,7 +19,7 @@ MARKS = {"ok": ("✓", "green"), "note": ("·", "cyan"), "warning": ("!", "yello
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check: ``said`` is the fact with its numbers, ``remedy`` what to do about it ("": nothing).
+    """The result of one check: ``message`` is the fact with its numbers, ``remedy`` what to do about it ("": nothing).
 
     Levels: ``ok``; ``note``, information, or the reason why something was not measured; ``warning``, training will be
     slow or biased; ``error``, training fails or optimises something else.

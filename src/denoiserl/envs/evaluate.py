@@ -95,8 +95,8 @@ def evaluate(
     rendering (one process only). Nothing here counts against a budget.
 
     An episode that crashes counts as a failure. Raise EnvFault if all crash, or if a vector environment does. Warn
-    (``Remark``) of crashes; of start states that are equal, successful before the first action, or not repeated by the
-    same seed; and of a policy (``control.acting.eval_actor``) with other units than the environment.
+    (``Remark``) of crashes, and of a policy (``control.acting.eval_actor``) with other units than the environment. Warn
+    of start states that are equal, successful before the first action, or not repeated by the same seed.
     """
     if episodes < 1:
         raise InvalidInputError(f"an evaluation has at least one episode, not {episodes}")

@@ -38,9 +38,9 @@ def make_simulator(**kwargs: Any) -> Any:
 class PushT:
     """The task as a Gymnasium environment; success ends the episode.
 
-    ``view``: "state" is (disc x, y, block x, y, angle), [5]. "keypoints" is the block's eight corners and the disc,
-    [18]; they are continuous where the angle jumps. "lerobot" is the same with the disc first, as LeRobot's checkpoints
-    take it. "pixels" is a dict of ``image`` [size, size, 3] uint8 and ``state``, the disc's position [2].
+    The names of ``view``: "state" is (disc x, y, block x, y, angle), [5]. "keypoints" is the block's eight corners and
+    the disc, [18]; they are continuous where the angle jumps. "lerobot" is the same with the disc first, as LeRobot's
+    checkpoints take it. "pixels" is a dict of ``image`` [size, size, 3] uint8 and ``state``, the disc's position [2].
 
     ``horizon``: steps until truncation. ``dense``: the reward is the coverage, up to 1, in every step; otherwise it is
     1 in the step of success and 0 elsewhere.

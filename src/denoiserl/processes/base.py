@@ -92,8 +92,8 @@ class StepTable:
 class Noised(NamedTuple):
     """Noised data x_t, with the clean data and the noise.
 
-    ``x`` and ``noise`` [*batch, *event], ``t`` [*batch], ``x0`` the clean data, ``mask`` the factors that may be
-    noised (None: all), ``weight`` [*batch] the weight of an ELBO term where the draw fixes one.
+    ``x`` and ``noise`` [*batch, *event], ``t`` [*batch], ``x0`` the clean data. ``mask``: the factors that may be
+    noised (None: all). ``weight`` [*batch]: the weight of an ELBO term where the draw fixes one.
     """
 
     x: Tree

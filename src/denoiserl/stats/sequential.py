@@ -1,6 +1,6 @@
 """Sequential tests that are valid after every trial: e-processes for success rates, and comparisons of many arms.
 
-An e-process is evidence against a null hypothesis: it is not negative, starts at 1, and is not expected to grow if the
+An e-process is evidence against a null hypothesis. It is not negative, starts at 1, and is not expected to grow if the
 null holds: E[E_t | past] ≤ E_{t-1}. By Ville's inequality P(ever E_t ≥ 1/α) ≤ α. So it can be reported and stopped at
 any time, and 1 / max_{s ≤ t} E_s is a p-value at any time. Reference: Ramdas, Grünwald, Vovk, Shafer, Game-theoretic
 statistics and safe anytime-valid inference (2023).

@@ -2,9 +2,9 @@
 
 A flow policy has cloned clean demonstrations that pass the disc on both sides. A wall that is not observed then closes
 one side, so about half of its episodes fail, and the policy contains the successful behaviour. All arms have 30 000
-environment steps from the same clone. Three more arms have no condition: bounded noise alone ("narrow"), which helps by
-itself in released code; DSRL with critics of noise only; and the best of the base's own plans by the critics of actions
-("best-of-n").
+environment steps from the same clone. Three more arms have no condition. One is bounded noise alone ("narrow"), which
+helps by itself in released code. The others are DSRL with critics of noise only, and the best of the base's own plans
+by the critics of actions ("best-of-n").
 """
 
 from collections.abc import Generator, Iterator

@@ -3,7 +3,7 @@
 Each worker owns a block of environments as ``SyncBackend`` does, so the numbers equal those of one process bit for bit.
 Workers start at once and are first waited for when they are first used, so their imports overlap with other work. A
 message costs nearly a millisecond. Workers therefore pay only if the environments of one take longer than that per
-decision: 8 Pendulums are five times slower in two workers than in one process. A script that starts processes needs
+decision. 8 Pendulums are five times slower in two workers than in one process. A script that starts processes needs
 ``if __name__ == "__main__":``.
 
 A worker that does not answer within ``timeout`` seconds, or has died, is a fault of the environment that it was

@@ -3,7 +3,7 @@
 One decision a ∈ [-1, 1]², no state. Behaviour data are p = ⅛ Σ_k N(c_k, s² I) with c_k on a ring of radius 0.7 and s =
 0.05. The reward has a bump at every c_k: r(a) = Σ_k h_k exp(-|a - c_k|² / 2w²), w = 0.1, h₀ = 2 and the others 1.
 
-Maximising E_q[r] - β KL(q ‖ p) has the optimum p* ∝ p exp(r/β), of value β log Z; Z = E_p[exp(r/β)] is a sum of eight
+Maximising E_q[r] - β KL(q ‖ p) has the optimum p* ∝ p exp(r/β), of value β log Z. Z = E_p[exp(r/β)] is a sum of eight
 integrals over Gaussians, which quadrature gives to many digits. ``Optimum`` holds them.
 """
 
