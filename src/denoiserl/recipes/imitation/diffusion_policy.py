@@ -16,6 +16,7 @@ the chunk given the observations, E ‖x̂₀ − x₀‖² weighted as its pred
 In the environment a chunk is drawn, its first T_a actions are executed, and the policy plans again.
 
 As published: min-max normalisation to [−1, 1], windows that reach over the ends of an episode, EMA, receding horizon.
+
 Differences:
 
 - Actions that a window repeats beyond the ends are padding and have no loss. As published, and here with

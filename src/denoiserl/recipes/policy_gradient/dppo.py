@@ -21,7 +21,9 @@ last ``finetune_denoising_steps`` steps learn, while a frozen copy runs the othe
 over the dimensions of the executed actions (log-probs over ``law.num_factors``). Its range ε_k grows from
 ``clip_range_noisiest`` at the noisiest step to ``clip_range``. Minibatches are drawn over (environment step × denoising
 step). Rewards are scaled by the running std of the return. The actor stops for an iteration when the approximate KL of
-ρ exceeds ``target_kl``. Truncation bootstraps. Differences:
+ρ exceeds ``target_kl``. Truncation bootstraps.
+
+Differences:
 
 - There is one floor for drawing and scoring (the released code has two).
 - Draws are not cut at three std. Per-dimension log-probs are not clamped to [−5, 2]: a clamp passes no gradient, and
