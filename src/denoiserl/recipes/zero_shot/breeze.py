@@ -45,7 +45,7 @@ Expect, with the defaults, after 4 000 updates (50 starts; staying scores 0, the
 
 | method | score |
 |---|---|
-| BREEZE | 86 (80 to 94 in five seeds) |
+| BREEZE | 86 (80 to 94 in five seeds); 84 (78 to 93) on another processor |
 | FB | 76 |
 | BREEZE without a choice among actions (``num_candidates=1``) | 31 |
 | cloning goal by goal for 4 000 updates | 35 |
