@@ -46,8 +46,8 @@ Imitation alone, after 4000 updates of width 128, puts this fraction of the deci
 |---|---|---|
 | 0.62 | 0.69 | 0.03 |
 
-On maze:small-noisy one episode in six reaches the goal. After 4000 updates (n = 5, gamma 0.98, tau 0.02, batch 128,
-width 64; five seeds, 300 held-out starts), one state at a time and without candidates:
+On maze:small-noisy one episode in six reaches the goal. OFQL has 4000 updates (n = 5, gamma 0.98, tau 0.02, batch 128,
+width 64; five seeds, 300 held-out starts). Speed is measured one state at a time and without candidates:
 
 | method | success | decisions per second |
 |---|---|---|
