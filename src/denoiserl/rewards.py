@@ -70,7 +70,7 @@ def evaluate_reward(
 ) -> RewardResult:
     """Return the rewards of ``rate`` after a check that all are finite: one float32 number per sample.
 
-    For NaN or infinite totals, raise InvalidInputError with their indices (``raise``), or mark and count them
+    For NaN or infinite totals, raise InvalidInputError with their indices (``error``), or mark and count them
     (``drop``).
     """
     total, parts = rate(reward, sample, prompts, weights, micro_batch_size, decode)

@@ -110,8 +110,8 @@ def require_single_network(policy: Policy, why: str) -> None:
 
 
 def require_rebuildable_network(policy: Policy, why: str) -> None:
-    """Raise InvalidInputError if the policy's network, of another package, cannot be built again; ``why`` it has to
-    be."""
+    """Raise InvalidInputError if the policy's network is of another package and cannot be built again. ``why``: the
+    reason, as it begins the message."""
     if (other := foreign_network(to_config(policy.denoiser))) is not None:
         raise InvalidInputError(
             f"{why}, and this policy's network is a {other}, which cannot be built again here: give a policy whose "

@@ -33,7 +33,7 @@ DPPO can improve the policy further online, without its control (``policy.with_c
 
 Expect, with the defaults, on a small maze whose players were on their way elsewhere (50 held-out starts; one seed):
 
-| updates | 500 | 1000 | 1500 | imitation alone (eta=0, one candidate) |
+| updates | 500 | 1000 | 1500 | imitation alone (``q_weight=0``, one candidate) |
 |---|---|---|---|---|
 | success | 0.90 | 0.94 | 0.94 | 0.00 |
 

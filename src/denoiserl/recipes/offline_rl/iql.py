@@ -34,7 +34,7 @@ Differences:
 - Networks are smaller and updates fewer (1M of width 256 as published).
 
 Expect, with the defaults, on a small maze whose players (70,000 environment steps) had other goals, a success of 0.94
-after 1500 updates. A clone of them (``dql`` with eta=0) has 0.00 (50 held-out starts; one seed).
+after 1500 updates. A clone of them (``dql`` with ``q_weight=0``) has 0.00 (50 held-out starts; one seed).
 """
 
 from __future__ import annotations
