@@ -86,15 +86,9 @@ def docstrings() -> Iterator[tuple[str, str]]:
     """Yield where and text of every docstring, and of every string below a field or a constant."""
     for path in sorted(SOURCE.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            for item in (
-                getattr(node, "body", []) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) else []
-            ):
-                if (
-                    isinstance(item, ast.Expr)
-                    and isinstance(item.value, ast.Constant)
-                    and isinstance(item.value.value, str)
-                ):
-                    yield f"{path.relative_to(SOURCE)}:{item.lineno}", inspect.cleandoc(item.value.value)
+            match node:
+                case ast.Expr(value=ast.Constant(value=str(text))):
+                    yield f"{path.relative_to(SOURCE)}:{node.lineno}", inspect.cleandoc(text)
 
 
 def sentences(text: str) -> Iterator[str]:

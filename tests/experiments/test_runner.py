@@ -146,6 +146,27 @@ def test_ctrl_c_ends_in_order_with_130_and_the_same_command_goes_on(tmp_path, re
     assert left(folder) == left(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (2, "Stopped before the first save: nothing is kept. Run the same command again to start again"),
+        (9, "Stopped at once: the last save is kept. Run the same command again to resume"),
+    ],
+)
+def test_a_stop_at_once_says_whether_anything_was_saved(tmp_path, recipe, monkeypatch, capsys, rows, words):
+    whole = recipe.train
+
+    def interrupted(args, keep):
+        for _, row in zip(range(rows), whole(args, keep), strict=False):
+            yield row
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recipe, "train", interrupted)
+    with pytest.raises(SystemExit) as stop:
+        go(recipe, tmp_path / "stopped")
+    assert stop.value.code == 130 and words in capsys.readouterr().err
+
+
 def test_a_run_tells_what_it_is_and_returns_what_it_did(tmp_path, recipe):
     told = go(recipe, tmp_path / "r")
     rows = [json.loads(line) for line in (tmp_path / "r" / "metrics.jsonl").read_text().splitlines()]

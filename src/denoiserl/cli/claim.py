@@ -85,8 +85,9 @@ def _confirm(names: Sequence[str], args: ClaimOptions) -> None:
             print(f"{name}: not confirmed. {'; '.join(different)}.")
             if record.get("processor") != runner.processor():
                 print(
-                    "The record is of another processor, which rounds otherwise. Run the same command in a checkout of "
-                    f"{record['commit']}: if that gives these numbers too, the change of the code made no difference."
+                    "The record does not name this processor, and another processor rounds otherwise. Run the same "
+                    f"command in a checkout of {record['commit']}: if that gives these numbers too, the change of the "
+                    "code made no difference."
                 )
         else:
             runner.write(record, args.out)

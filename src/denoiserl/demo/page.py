@@ -21,8 +21,8 @@ from denoiserl.report.html import (
     Settings,
     comparison_section,
     comparison_table,
+    write_page,
 )
-from denoiserl.report.html import write_page as write_page
 from denoiserl.report.metrics import DRAWN, group_by_stage, read_metrics
 from denoiserl.report.run_report import curve_sections
 from denoiserl.report.table import console_table, print_comparisons

@@ -69,9 +69,8 @@ def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     """Learn until the budget is spent, evaluate the policy, and write the outcomes to ``result``."""
     run = run or Run()
     task = tasks.make(args.task, args.base)
-    policy = start.load_start(
-        task, start.folder(starting_policy_args(args), str(run.device)), starting_policy_args(args), run
-    )
+    begin = starting_policy_args(args)
+    policy = start.load_start(task, start.folder(begin, str(run.device)), begin, run)
     torch.manual_seed(args.seed)  # global draws must not depend on whether the start was cached
     spent: dict[str, float] = dict.fromkeys((*UNITS, "seconds"), 0)
     cpu = Cpu()

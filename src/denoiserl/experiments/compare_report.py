@@ -12,8 +12,7 @@ from rich.console import Console
 from denoiserl.experiments import resolve as find
 from denoiserl.experiments.compare import ComparisonResult
 from denoiserl.experiments.study import Study
-from denoiserl.report.html import Code, Fold, Note, Piece, Section, Settings, Table, make_figure
-from denoiserl.report.html import write_page as write_page
+from denoiserl.report.html import Code, Fold, Note, Piece, Section, Settings, Table, make_figure, write_page
 from denoiserl.report.learning_curves import learning_curves
 from denoiserl.report.metrics import DRAWN, read_metrics
 from denoiserl.report.standings import print_standings, standings_section

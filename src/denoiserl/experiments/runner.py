@@ -40,7 +40,7 @@ from denoiserl.train.inputs import fingerprints
 from denoiserl.train.metrics_log import MetricsLog
 from denoiserl.train.progress import Progress
 from denoiserl.train.run_state import Run, Stopped
-from denoiserl.train.saved_state import count_durable_rows
+from denoiserl.train.saved_state import count_durable_rows, find_states
 
 FIXED = ("program", "args", "device", "precision", "threads", "save_every", "env_restart_every")
 """settings that must not change within a run; the budget may grow"""
@@ -137,12 +137,10 @@ def _consume(
                 shown.row(last)
     except KeyboardInterrupt as stop:
         shown.close()
-        saves = any(run.folder.rglob("state"))
-        at_once = (
-            "Stopped at once: the last save is kept." if saves else "Stopped before the first save: nothing is kept."
-        )
-        message = str(stop) if isinstance(stop, Stopped) else at_once
-        again = "resume" if saves else "start again"
+        message, again = "Stopped before the first save: nothing is kept.", "start again"
+        if find_states(run.folder):
+            message, again = "Stopped at once: the last save is kept.", "resume"
+        message = str(stop) if isinstance(stop, Stopped) else message
         print(f"{message} Run the same command again to {again} ({run.folder}).", file=sys.stderr, flush=True)
         number = stop.number if isinstance(stop, Stopped) else 2
         raise SystemExit(128 + number) from None

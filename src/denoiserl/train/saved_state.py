@@ -13,14 +13,16 @@ from denoiserl.train.inputs import digest
 RESERVED = ("state", "best", "last", "tb")
 
 
+def find_states(folder: Path | str) -> list[Path]:
+    """Return the paths of the saved states of a run and of its stages; none if there is no folder."""
+    folder = Path(folder)
+    places = [folder, *(p for p in folder.rglob("*") if p.is_dir() and p.name not in RESERVED)]
+    return [p / "state" for p in places if store.exists(p / "state")]
+
+
 def count_durable_rows(folder: Path | str) -> int:
     """Return the number of metric rows in the newest state of a run's folder; later rows will be computed again."""
-    folder = Path(folder)
-    places = (
-        [folder, *(p for p in folder.rglob("*") if p.is_dir() and p.name not in RESERVED)] if folder.exists() else []
-    )
-    states = [store.read_structure(p / "state") for p in places if store.exists(p / "state")]
-    return max((s["rows"] for s in states), default=0)
+    return max((store.read_structure(path)["rows"] for path in find_states(folder)), default=0)
 
 
 def find_saved_policy(folder: Path | str, name: str = "best") -> Path:
