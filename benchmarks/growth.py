@@ -24,7 +24,7 @@ import torch
 LIMIT = 1.1
 """the largest exponent of time"""
 TRIES = 3
-"""processes a point, of which the quickest counts: others on the machine only add to it"""
+"""processes per point, of which the quickest counts: others on the machine only add to it"""
 
 
 @dataclass(frozen=True)

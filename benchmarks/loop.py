@@ -1,4 +1,4 @@
-"""The learning loop of control: one iteration of DPPO against the floor, and environment steps a second on Hopper.
+"""The learning loop of control: one iteration of DPPO against the floor, and environment steps per second on Hopper.
 
 ``iteration`` is DPPO's published hopper setting with a simulator that costs nothing: 40 copies, chunks of 4, 20
 denoising steps of which 10 learn, 5 epochs over minibatches of 50 000 rows, a residual perceptron 3 x 512. ``hopper``
@@ -160,7 +160,7 @@ class Timed(Collector):
 
 
 def hopper(name: str, width: int, precision: str, rounds: int = 3) -> dict[str, Any]:
-    """Environment steps a second of the whole loop, by wall time and by processor time of all threads, and its shares.
+    """Environment steps per second of the whole loop, by wall time and by processor time of all threads; its shares.
 
     The policy is untrained, so episodes are short and resets count; steps are those that were executed.
     """

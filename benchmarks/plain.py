@@ -185,7 +185,7 @@ def ranges(a: Any, steps: int) -> Tensor:
 
 
 def learn(policy: Policy, world: World, obs: Tensor, a: Any, rng: Rng, cut: int | None = 1024) -> Iterator[dict]:
-    """``dppo.improve``, plainly: one dict an iteration. ``obs`` [B, o]: where the copies stand."""
+    """``dppo.improve``, plainly: one dict per iteration. ``obs`` [B, o]: where the copies stand."""
     net: Any = policy.denoiser.net
     codec, event, k, copies = policy.codec, policy.event_shape, len(policy.train_steps), len(obs)
     tuned = k if a.finetune_denoising_steps is None else a.finetune_denoising_steps

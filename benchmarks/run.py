@@ -133,7 +133,7 @@ def _cell(row: dict[str, Any], name: str) -> str:
 
 def scoring(quick: bool, seconds: float) -> list[dict[str, Any]]:
     """Replay of whole chains."""
-    print("\nScoring all steps of a chain: microseconds a row (ratio to the bare network over the same rows)")
+    print("\nScoring all steps of a chain: microseconds per row (ratio to the bare network over the same rows)")
     print(f"{'':18} {'chains':>6} {'rows':>6} {'no gradient':>18} {'with backward':>18}")
     rows = []
     mlp, unet = cases.cases()
@@ -147,7 +147,7 @@ def scoring(quick: bool, seconds: float) -> list[dict[str, Any]]:
 
 def micro(seconds: float) -> list[dict[str, Any]]:
     """Micro-batches of replay."""
-    print("Scoring in micro-batches: microseconds a row (ratio to one call for all rows)")
+    print("Scoring in micro-batches: microseconds per row (ratio to one call for all rows)")
     print(f"{'':18} {'rows':>6} {'micro':>6} {'no gradient':>18} {'with backward':>18}")
     mlp, unet = cases.cases()
     told = cases.micro(mlp, 500, [64, 128, 256, 512, 1024, 2048, 4096], seconds, least=3)
@@ -197,7 +197,7 @@ def curves() -> dict[str, list[list[float]]]:
     """Does the floor learn what the recipe learns?"""
     told = loop.curves()
     gaps = [abs(a - b) for x, y in zip(told["recipe"], told["floor"], strict=True) for a, b in zip(x, y, strict=True)]
-    print("\nMean reward a decision, first iteration to last, by seed (recipe; plain loop):")
+    print("\nMean reward per decision, first iteration to last, by seed (recipe; plain loop):")
     for seed, (x, y) in enumerate(zip(told["recipe"], told["floor"], strict=True)):
         print(f"  {seed}: {x[0]:.3f} to {x[-1]:.3f}; {y[0]:.3f} to {y[-1]:.3f}")
     print(f"  largest gap of two curves {max(gaps):.1e}", flush=True)
@@ -208,7 +208,7 @@ def hopper() -> list[dict[str, Any]]:
     """The whole loop on Hopper, where the simulators are installed."""
     found = {"Hopper-v5": "mujoco", "envpool:Hopper-v5": "envpool"}
     names = [name for name, package in found.items() if importlib.util.find_spec(package)]
-    print("\nThe whole loop of DPPO: environment steps a second (a second of processor time), and where the time goes")
+    print("\nThe whole loop of DPPO: environment steps per second (per processor second), and where the time goes")
     rows = []
     for name, width, precision in itertools.product(names, (256, 512), ("float32", "bf16")):
         row = loop.hopper(name, width, precision)

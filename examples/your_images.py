@@ -47,7 +47,7 @@ def pictures(n: int, rng: Rng) -> tuple[Tensor, Tensor]:
 
 
 def reward(picture: Tensor, prompt: Tensor) -> Tensor:
-    """YOURS: one number a picture, [B]: how close it is to the prompted one. Any function; no gradient is needed."""
+    """YOURS: one number per picture, [B]: how close it is to the prompted one. Any function; no gradient is needed."""
     return 1 - (picture - corner(prompt.argmax(1))).abs().mean((1, 2, 3))
 
 

@@ -170,7 +170,7 @@ def ours(folder: Path) -> tuple[float, float]:
 
 
 def drawn(policy: Any, told: dict[str, Any]) -> Any:
-    """Actions from written noise: the starting state and one draw a step, in LeRobot's order of the chunk."""
+    """Actions from written noise: the starting state and one draw per step, in LeRobot's order of the chunk."""
     import torch
 
     past = policy.codec.history - 1

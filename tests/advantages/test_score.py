@@ -1,4 +1,4 @@
-"""What a reward may say: any list of real numbers, one a sample. Everything else is refused by the part's name."""
+"""What a reward may say: any list of real numbers, one per sample. Everything else is refused by the part's name."""
 
 from __future__ import annotations
 

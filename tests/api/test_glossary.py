@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
-SOURCES = ("recipes", "control", "experiments")
+SOURCES = ("recipes", "control", "experiments", "train")
 
 
 def metrics() -> tuple[set[str], set[str]]:
@@ -39,3 +39,13 @@ def test_the_table_of_metrics_has_the_groups_of_the_source_and_no_other_metric()
     assert set(rows) == {key.partition("/")[0] + "/" for key in keys} | computed
     examples = {key for text in rows.values() for key in re.findall(r"`([a-z]+/[a-z0-9_]+)`", text)}
     assert not {key for key in examples - keys if key.partition("/")[0] + "/" not in computed}
+
+
+def test_every_metric_has_a_row_of_its_own_with_its_meaning():
+    keys, computed = metrics()
+    rows = re.findall(r"^\| `([a-z]+/[a-z0-9_]+)` \| (.+) \|$", PAGE, re.MULTILINE)
+    meanings = dict(rows)
+    assert len(meanings) == len(rows), "a metric has one row"
+    assert not keys - set(meanings), "metrics that the glossary does not explain"
+    assert not {key for key in set(meanings) - keys if key.partition("/")[0] + "/" not in computed}
+    assert all(meaning.strip() for meaning in meanings.values())

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from denoiserl import Diffusion, GaussianDenoiser, Policy, Rng, time_grid
 from denoiserl.control import acting
+from denoiserl.control.best_of_n import BestOfN
 from denoiserl.control.value_baseline import critic_features
 from denoiserl.core.errors import InvalidInputError, OffPolicyError, RunError
 from denoiserl.data import RunningNormCodec
@@ -167,8 +168,8 @@ def test_what_is_executed_is_asked_for_or_carried_or_all_that_is_decoded() -> No
 
 
 def test_a_policy_learns_without_its_control() -> None:
-    policy = made().with_controller(nn.Identity())
-    with pytest.warns(UserWarning, match=r"the policy has a controller \(Identity\)"):
+    policy = made().with_controller(BestOfN(nn.Identity(), 1))
+    with pytest.warns(UserWarning, match=r"the policy has a controller \(BestOfN\)"):
         acting.set_execution_horizon(policy)
     assert policy.weights.control is None and policy.weights.execute == 3
     acting.remove_controller(policy)  # a second warning would be an error

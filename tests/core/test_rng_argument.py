@@ -90,6 +90,36 @@ def test_anything_else_is_refused_with_a_remedy(rng: Any, make: Any) -> None:
         make(rng)
 
 
+@pytest.mark.parametrize(
+    "seeds", [[1.5, 2.0], [True, False], [-1, 2], [2**64], None, 3, "12", [[1], [2]], torch.ones(2)]
+)
+def test_streams_of_rows_take_one_seed_each(seeds: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"one seed per row, ints from 0 on .*: give Rng\.rows\(\[0, 1"):
+        Rng.rows(seeds)
+
+
+@pytest.mark.parametrize("kind", [">i8", "uint64", "int32"])
+def test_seeds_of_rows_come_in_any_kind_of_int(kind: str) -> None:
+    expected = Rng.rows([3, 5]).normal(2, 4)
+    given: list[Any] = [np.array([3, 5], kind), (np.int64(3), 5), (seed for seed in (3, 5)), torch.tensor([3, 5])]
+    for seeds in given:
+        assert torch.equal(Rng.rows(seeds).normal(2, 4), expected)
+    assert torch.equal(Rng.rows([2**64 - 1]).normal(1, 4), Rng.rows(torch.tensor([-1])).normal(1, 4))
+
+
+@pytest.mark.parametrize("rng", [[Rng(0), Rng(1)], [0, 1], np.arange(2)])
+def test_a_list_of_seeds_is_referred_to_rows(rng: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"Rng\.rows\(\[0, 1, \.\.\.\]\) for one stream per row"):
+        as_rng(rng)
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_row_streams_serve_their_own_number_of_rows(count: int) -> None:
+    for call in ("generate", "sample_chain", "draw"):
+        with pytest.raises(InvalidInputError, match=f"{count} row streams, and the number of rows is 4"):
+            CALLS[call](Rng.rows(range(count)))
+
+
 CALLBACKS = {
     "Controller.generate": "Policy.generate calls it with an Rng",
     "BestOfN.generate": "a controller",

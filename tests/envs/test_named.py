@@ -153,7 +153,14 @@ def test_options_that_only_the_task_has_need_no_prefix(monkeypatch: pytest.Monke
 
 def test_an_option_that_both_have_is_the_method_s_without_a_prefix(monkeypatch: pytest.MonkeyPatch):
     _, method, task = settings_of(
-        monkeypatch, "diffusion_policy", "--obs-horizon", "2", "--task.obs-horizon=3", "--task.env", "pusht"
+        monkeypatch,
+        "diffusion_policy",
+        "--obs-horizon",
+        "2",
+        "--task.obs-horizon=3",
+        "--task.env",
+        "pusht",
+        "--task.start=x",
     )
     assert (method["obs_horizon"], task["obs_horizon"], task["env"]) == (2, 3, "pusht")
 
@@ -206,5 +213,5 @@ def test_a_lerobot_checkpoint_is_improved_from_the_command_line(tmp_path: Path, 
 
 
 def test_clones_of_the_experiment_see_one_observation():
-    with pytest.raises(RunError, match="--start"):
-        env_task.make_env(env_task.Args(obs_horizon=2))
+    with pytest.raises(RunError, match="a policy at start"):
+        env_task.Args(obs_horizon=2)

@@ -250,7 +250,7 @@ def test_equal_rewards_teach_nothing_and_break_nothing():
     stream = Collector(partial(Counting, life=4, low=0, high=1), 3, seed=0)  # every episode is 4 ticks and truly ends
     episode = stream.collect(constant(), 8, Rng(0))
     same = replace(episode, reward=torch.ones_like(episode.reward))
-    left, after = (4 - o[..., 1] for o in (same.obs, same.next_obs))  # what is to come of a reward of 1 a tick
+    left, after = (4 - o[..., 1] for o in (same.obs, same.next_obs))  # what is to come of a reward of 1 per step
     credit = gae(same.reward, same.discount(1.0), left, after, same.done, 0.95)
     assert float(credit.abs().max()) == 0 and float(normalise(credit.flatten()).abs().max()) == 0
     scale = RewardScale()

@@ -112,7 +112,7 @@ def script(tmp_path, folder, nap=0.0):
 
 @pytest.mark.fixed_seed
 def test_killed_anywhere_and_resumed_it_is_the_same_run(tmp_path, recipe, start):
-    # a life lasts at most 0.17 s: at 20 ms an iteration the first three end before 25 of the 36 on any machine
+    # a life lasts at most 0.17 s: at 20 ms per iteration the first three end before 25 of the 36 on any machine
     run(recipe, recipe.Args(nap=0.02), tmp_path / "whole", save_every=5, progress=False, tensorboard=False)
     folder, chance, deaths = tmp_path / "killed", random.Random(0), 0
     while True:

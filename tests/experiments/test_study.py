@@ -79,7 +79,7 @@ def study(**changes) -> Study:
 
 def test_arms_share_starts_and_trials_and_spend_the_same(here):
     found = run_comparison(study(), here / "s", 0, progress=False)
-    # 24 rewards an iteration: 60 pay for two
+    # 24 rewards per iteration: 60 pay for two
     assert found.spent["a"]["reward_calls"] == found.spent["b"]["reward_calls"] == 48
     assert found.spent["start"]["reward_calls"] == 0
     near = found.values["near"]

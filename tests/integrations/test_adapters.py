@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from denoiserl import Policy, Rng
+from denoiserl.control.best_of_n import BestOfN
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.integrations import adapters
 from denoiserl.integrations import diffusers as hub
@@ -325,7 +326,7 @@ def test_a_compiled_network_is_wrapped_and_adapted_before_it_is_compiled() -> No
 
 
 def test_adapters_change_nothing_of_how_a_policy_is_served(tmp_path: Path) -> None:
-    control = torch.nn.Identity()
+    control = BestOfN(torch.nn.Identity(), 1)
     made = pixels().with_controller(control)
     made.weights.execute = 3
     adapted = adapters.lora(made, 2, ["to_q"])

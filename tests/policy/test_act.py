@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -91,10 +92,69 @@ def test_an_int_repeats_the_noise_an_rng_goes_on_and_none_cannot_be_repeated() -
     assert not np.array_equal(policy.act(obs), free)
 
 
-@pytest.mark.parametrize("obs", [None, "left", [[1.0, 2.0], [3.0]], np.zeros((2, 2, 3)), {"camera": np.zeros(3)}])
-def test_what_is_no_observation_is_refused(obs: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"give what the environment|generate\(obs, rng\)"):
+VECTOR = np.array([0.1, 0.2, 0.3])
+
+
+class Lazy:
+    """An array of another library."""
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return np.array(VECTOR, dtype)
+
+
+@pytest.mark.parametrize(
+    ("obs", "says"),
+    [
+        (None, r"not None: give a tensor, .* the first that env\.reset"),
+        ("left", "not a str: give a tensor"),
+        ([[1.0, 2.0], [3.0]], "numbers of one shape, not a list"),
+        (np.array([1.0, None, 2.0], object), "an array of object"),
+        (np.ma.masked_array(VECTOR, np.array([False, True, False])), "a masked array"),
+        (np.zeros((2, 2, 3)), r"give a batch to generate\(obs, rng\)"),
+        ({"camera": VECTOR}, "no array 'state' among the parts 'camera': give one part's array alone"),
+        ({"state": VECTOR}, r"as one array \[B, 3\], not a dict with 'state': give the array of one part"),
+        ({"state": np.zeros((2, 3)), "image": np.zeros((3, 1))}, "different numbers of rows"),
+        ({}, "is empty"),
+        (1.0, "a single number"),
+        ([], r"needs a condition of 3 numbers per row"),
+        (VECTOR * 1e300, "beyond .*3.4e38, the range of float32: change its unit"),
+        (torch.tensor(VECTOR * 1e300), "beyond .*3.4e38, the range of float32: change its unit"),
+        ([10**400, 0, 0], "beyond .*3.4e38, the range of float32: change its unit"),
+        (VECTOR + 1j, "holds complex numbers, .*: join both parts"),
+        ([1j, 0, 0], "holds complex numbers, .*: join both parts"),
+        (torch.tensor(VECTOR).to_sparse(), r"sparse, .* x\.to_dense\(\)"),
+        ([math.nan, 0, 0], "holds NaN or an infinite number"),
+        ((VECTOR, {}), r"this tuple is what env\.reset\(\) returns, .*: pass its first element"),
+        (({"state": VECTOR}, {}), r"this tuple is what env\.reset\(\) returns, .*: pass its first element"),
+        ((VECTOR, 0.0, False, False, {}), r"what env\.step\(action\) returns, .*: pass its first element"),
+        ([{"state": VECTOR}] * 2, "a list of dicts, .*: stack each part"),
+    ],
+)
+def test_what_is_no_observation_is_refused(obs: Any, says: str) -> None:
+    with pytest.raises(InvalidInputError, match=says):
         robot().act(obs, 0)
+
+
+@pytest.mark.parametrize(
+    "obs",
+    [
+        VECTOR.astype(">f8"), VECTOR.astype(">f4"), VECTOR.astype(np.longdouble), VECTOR.astype(object), Lazy(),
+        tuple(VECTOR), list(map(np.float32, VECTOR)), torch.tensor(VECTOR, requires_grad=True),
+        [torch.tensor(v, requires_grad=True) for v in VECTOR], VECTOR[::-1].copy()[::-1],
+    ],
+)  # fmt: skip
+def test_the_same_numbers_in_another_form_are_the_same_observation(obs: Any) -> None:
+    policy, expected = robot(), robot().act(VECTOR, 0)
+    assert np.array_equal(np.asarray(policy.act(obs, 0)), expected)
+    if isinstance(obs, np.ndarray | torch.Tensor):
+        assert np.array_equal(policy.generate(obs[None], 0)[0].numpy(), expected)
+
+
+@pytest.mark.parametrize("kind", ["int32", ">i2", "uint8", "uint16", "uint64", "bool", "float16"])
+def test_every_kind_of_number_is_an_observation(kind: str) -> None:
+    ones = np.ones((2, 3))
+    assert np.array_equal(robot().act(ones.astype(kind), 0), robot().act(ones, 0))
+    assert torch.equal(robot().generate(ones.astype(kind), 0), robot().generate(ones, 0))
 
 
 def test_a_policy_that_decides_no_chunk_is_refused() -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -27,10 +28,14 @@ from denoiserl import (
     renoise,
     time_grid,
 )
+from denoiserl.control.best_of_n import BestOfN
 from denoiserl.core.errors import RunError
+from denoiserl.core.serialization import store
 from denoiserl.core.serialization.config import from_config, to_config
 from denoiserl.core.tree import leaves
+from denoiserl.data import ActionChunkCodec, Normalizer, RunningNormCodec, TanhCodec
 from denoiserl.nn import MLP, Transformer
+from denoiserl.nn.vision import ImageConditionedNet
 from denoiserl.policy.codec import IdentityCodec, InfillCodec
 from denoiserl.processes import (
     Table,
@@ -335,6 +340,120 @@ def test_conditions_come_as_arrays_and_lists_too(kind: str) -> None:
     given = cond.tolist() if kind == "list" else cond.numpy().astype(kind)
     assert torch.equal(policy.generate(given, Rng(0)), policy.generate(cond, Rng(0)))
     assert torch.equal(policy.sample_chain(given, Rng(0)).sample, policy.sample_chain(cond, Rng(0)).sample)
+
+
+@pytest.mark.parametrize(
+    ("cond", "rows", "says"),
+    [
+        (np.array([["a"]]), None, "not numbers: give numbers"),
+        ("a", None, "holds a str, not an array of numbers"),
+        ([[0.0], [1.0, 2.0]], None, "rows of equal lengths"),
+        ([], None, "an empty condition has no rows"),
+        (1.0, None, "holds a float"),
+        (np.array(1.0), None, "a single number"),
+        (np.full((2, 4), 1e300), None, "the range of float32"),
+        (np.ones((2, 4)) * 1j, None, "holds complex numbers"),
+        (torch.full((2, 4), math.nan), None, "holds NaN or an infinite number"),
+        ((np.zeros(4), {}), None, r"env\.reset\(\) returns"),
+        ({"state": np.zeros((2, 4))}, None, "not a dict with 'state'"),
+        (None, None, "needs rows="),
+        (None, 2, r"needs a condition \[B, 4\] and got None: give one"),
+        (None, -1, "an int from 0 on, not -1"),
+        (None, True, "an int from 0 on, not True"),
+        (None, "2", "an int from 0 on, not '2'"),
+        (np.zeros((2, 4)), 3, r"the number of rows, \[2, 3\]"),
+    ],
+)
+def test_conditions_of_another_kind_are_refused(cond: Any, rows: Any, says: str) -> None:
+    for policy in (image(), image().with_controller(BestOfN(nn.Identity(), 1))):
+        with pytest.raises(InvalidInputError, match=says):
+            policy.generate(cond, 0, rows)
+
+
+CODECS = [
+    ActionChunkCodec(Normalizer.identity(4), Normalizer.identity(3)),
+    TanhCodec.from_box([-1.0] * 3, [1.0] * 3, Normalizer.identity(4)),
+    RunningNormCodec.without_statistics(4),
+]
+
+
+@pytest.mark.parametrize("codec", CODECS, ids=lambda codec: type(codec).__name__)
+@pytest.mark.parametrize(
+    ("cond", "says"),
+    [(None, "not None: give a batch"), ({"state": np.zeros((2, 4))}, "not a dict"), ("a", "not a str: give numbers")],
+)
+def test_a_codec_of_vectors_refuses_other_conditions(codec: Any, cond: Any, says: str) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        replace(robot(), codec=codec).generate(cond, 0, 2 if cond is None else None)
+
+
+@pytest.mark.parametrize(
+    ("cond", "says"),
+    [
+        (None, "not NoneType"),
+        ({"state": np.zeros((2, 4))}, r"not \['state'\]"),
+        ({"state": np.zeros((2, 4)), "image": "left"}, "not a str"),
+        ({"state": np.zeros((2, 4)), "image": np.zeros((1, 16, 16, 3), np.uint8)}, "1 images and 2 states"),
+    ],
+)
+def test_a_policy_of_images_refuses_other_conditions(cond: Any, says: str) -> None:
+    process = Diffusion(linear)
+    net = ImageConditionedNet(MLP((2, 3), 4 + 2 * 8, width=8), 16, points=8)
+    policy = Policy.of(process, GaussianDenoiser(net, linear), (2, 3), process.steps(time_grid(2)))
+    with pytest.raises(InvalidInputError, match=says):
+        policy.generate(cond, 0, 2 if cond is None else None)
+
+
+def test_infinite_numbers_in_a_part_are_masks() -> None:
+    class Sees(nn.Module):
+        def forward(self, x: Tensor, clock: Any, context: Any) -> Tensor:
+            return x + context["mask"].softmax(-1).sum(-1, keepdim=True)
+
+    process = Diffusion(linear)
+    policy = Policy.of(process, GaussianDenoiser(Sees(), linear, "v"), (3,), process.steps(time_grid(2)))
+    assert policy.generate({"mask": np.array([[0.0, -math.inf]])}, 0).isfinite().all()
+    with pytest.raises(InvalidInputError, match="holds NaN"):
+        policy.generate({"mask": np.array([[0.0, math.nan]])}, 0)
+
+
+HORIZONS = [0, -1, 3, "a", 1.0, True, math.nan]
+
+
+@pytest.mark.parametrize("execute", HORIZONS)
+def test_an_execution_horizon_is_part_of_the_chunk(execute: Any, tmp_path: Path) -> None:
+    policy, says = robot(), "execute is between 1 and the chunk's 2 actions, not .*: give such an int, or None"
+    with pytest.raises(InvalidInputError, match=says):
+        policy.with_execution_horizon(execute)
+    policy.with_execution_horizon(1).save(tmp_path / "saved")
+    tree = store.read(tmp_path / "saved")
+    store.write(tmp_path / "saved", {**tree, "execute": execute})
+    with pytest.raises(RunError, match=says):
+        Policy.load(tmp_path / "saved")
+    policy.weights.execute = execute
+    for use in (lambda: policy.save(tmp_path / "other"), lambda: policy.act(np.zeros(4), 0)):
+        with pytest.raises(InvalidInputError, match=says):
+            use()
+
+
+def test_an_execution_horizon_needs_a_chunk_and_is_an_int_of_numpy_too(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match=r"\[6\], not a chunk of actions \[H, d\]: it has no execution horizon"):
+        image().with_execution_horizon(1)
+    kept = Policy.load(robot().with_execution_horizon(np.int64(1)).save(tmp_path / "saved"))  # type: ignore[arg-type]
+    assert kept.weights.execute == 1 and kept.with_execution_horizon(None).act(np.zeros(4), 0).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("controller", "says"),
+    [
+        (3, "not a int: give BestOfN"),
+        (nn.Identity(), "not a Identity: give BestOfN"),
+        (BestOfN, r"BestOfN is a class: call it first, BestOfN\(\.\.\.\)"),
+        (robot(), "not a Policy: give BestOfN"),
+    ],
+)
+def test_what_is_no_controller_is_refused(controller: Any, says: str) -> None:
+    with pytest.raises(InvalidInputError, match=says):
+        robot().with_controller(controller)
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_noise_drawn_a_step_at_a_time_is_the_noise_of_the_chain(
 ) -> None:
     one, other = rng(), rng()
     whole = draw(RecordAll(), eta, one)
-    monkeypatch.setattr(sampler, "NOISE", 1)  # ROWS · 6 numbers a step are a multiple of what torch draws at once, 16
+    monkeypatch.setattr(sampler, "NOISE", 1)  # ROWS · 6 numbers per step are a multiple of what torch draws at once, 16
     steps = draw(RecordAll(), eta, other)
     assert torch.equal(whole.states, steps.states) and torch.equal(one.normal(ROWS, 2), other.normal(ROWS, 2))
 

@@ -1,4 +1,4 @@
-"""Ordinary policies are processes of one step, and language models chains of one token a step."""
+"""Ordinary policies are processes of one step, and language models chains of one token per step."""
 
 from __future__ import annotations
 

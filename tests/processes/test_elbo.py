@@ -55,8 +55,8 @@ def exact(x0: torch.Tensor, mean: float, spread: float) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", [*SCHEDULES, "mean flow"])
 def test_few_noisings_say_which_gaussian_is_likelier(name: str) -> None:
-    """64 of them know a log-likelihood ratio of about 1 to 0.6 a row, without bias over 400 draws (at uniform times the
-    std is 70 with 16 thousand)."""
+    """64 of them know a log-likelihood ratio of about 1 to 0.6 per row, without bias over 400 draws (at uniform times
+    the std is 70 with 16 thousand)."""
     x0 = torch.tensor([[0.3], [-0.8], [1.9]]).repeat_interleave(400, 0)
     gap = terms(name, ONE, x0, 64, 0) - terms(name, OTHER, x0, 64, 0)
     found, wanted = gap.mean(-1), exact(x0, *ONE) - exact(x0, *OTHER)
@@ -67,7 +67,7 @@ def test_few_noisings_say_which_gaussian_is_likelier(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["linear", "vp", "mean flow"])
 def test_over_data_the_difference_is_the_divergence(name: str) -> None:
-    """E over x₀ of the difference is KL(N(0, 1) ‖ N(0.5, 0.7²)) a dimension, from one noising a row."""
+    """E over x₀ of the difference is KL(N(0, 1) ‖ N(0.5, 0.7²)) per dimension, from one noising per row."""
     x0 = torch.randn(40_000, 2, generator=torch.Generator().manual_seed(0))
     gap = (terms(name, ONE, x0, 1, 1) - terms(name, OTHER, x0, 1, 1)).flatten()
     kl = 2 * (math.log(0.7) + (1 + 0.25) / (2 * 0.49) - 0.5)

@@ -53,9 +53,15 @@ SCORED = {"iterations": 2, "num_prompts": 4, "group_size": 6, "batch_size": 12}
 MODEL = {"num_updates": 2, "batch_size": 16, "width": 16, "sampling_steps": 3}
 MADE = {"num_synthetic": 64, "model": MODEL}
 SMALL: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    **dict.fromkeys(("ppo", "dppo", "reinflow", "fpo", "drwr"), (ACTS, ROBOT)),
-    "gorl": (ACTS | {"stage_fractions": (1.0, 1.0), "decoder_rollout_steps": 3, "decoder_updates": 2}, ROBOT),
-    "beyond_human": (PLAYS | {"max_recorded_episodes": 4, "student_updates": 2}, EASY),
+    **dict.fromkeys(("ppo", "dppo", "reinflow", "fpo", "drwr"), (ACTS | {"critic_warmup": 1}, ROBOT)),
+    "gorl": (
+        ACTS | {"critic_warmup": 0, "stage_fractions": (1.0, 1.0), "decoder_rollout_steps": 3, "decoder_updates": 2},
+        ROBOT,
+    ),
+    "beyond_human": (
+        PLAYS | {"critic_warmup": 1, "num_student_episodes": 2, "max_recorded_episodes": 4, "student_updates": 2},
+        EASY,
+    ),
     "dsrl": (PLAYS | {"learning_starts": 4, "batch_size": 4}, ROBOT),
     "taco": ({"num_updates": 2, "num_candidates": 2, "num_noise_candidates": 2, "counter_width": 8}, ROBOT | GOOD),
     "diffusion_policy": ({"num_updates": 4, "batch_size": 16}, ROBOT),

@@ -83,6 +83,7 @@ def latents(made: Policy) -> Policy:
 
 GORL = gorl.Args(
     iterations=4,
+    stage_fractions=(1, 1),
     num_envs=4,
     rollout_steps=4,
     batch_size=16,
@@ -119,7 +120,7 @@ def test_a_decision_of_an_off_policy_method_is_a_whole_chunk_when_it_is_served_t
     made = policies.squashed_gaussian((3, 1), 2, 16, 1, TanhCodec.from_box([-1.0], [1.0]), 0)
     set_execution_horizon(made, 1)
     env = Counts(Near, 1, 1)
-    for _ in sac.improve(made, env, sac.Args(iterations=1, rollout_steps=4), Rng(0)):
+    for _ in sac.improve(made, env, sac.Args(iterations=1, rollout_steps=4, learning_starts=0, batch_size=4), Rng(0)):
         pass
     assert env.asked == [3] and eval_actor(made)(SEEN, Rng(0)).shape[1] == 3
 

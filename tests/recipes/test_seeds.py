@@ -47,9 +47,9 @@ def start(recipe: Any) -> tuple[Policy, Any, Any]:
     if recipe in (dppo, ppo, fpo, reinflow, gorl):
         kind = {dppo: "diffusion", ppo: "gaussian"}.get(recipe, "flow")
         more = (
-            {"stage_fractions": (1, 1), "decoder_rollout_steps": 4, "decoder_updates": 2}
+            {"critic_warmup": 0, "stage_fractions": (1, 1), "decoder_rollout_steps": 4, "decoder_updates": 2}
             if recipe is gorl
-            else {"epochs": 1}
+            else {"epochs": 1, "critic_warmup": 1}
         )
         return *acting(kind), recipe.Args(iterations=2, batch_size=8, **ACTS, **more)
     if recipe in (sac, td3, synther_sac):

@@ -81,7 +81,7 @@ class Booked(Drift):
 
 
 def discounted(ep: Any, gamma: float) -> torch.Tensor:
-    """Σ_i γ^i r_i of the decisions [T, B] of an episode in ``Drift``, from what was seen and done: one tick a row."""
+    """Σ_i γ^i r_i of the decisions [T, B] of an episode in ``Drift``, from what was seen and done: one step per row."""
     total = torch.zeros(ep.reward.shape, dtype=torch.float64)
     for t, b in itertools.product(*map(range, total.shape)):
         s = ep.obs[t, b].double()

@@ -22,7 +22,7 @@ def look(data: bytes) -> numpy.ndarray:
 
 
 def moving(length: int, side: int = 24) -> numpy.ndarray:
-    """A white square on black that moves one pixel a frame: no two frames are equal."""
+    """A white square on black that moves one pixel per frame: no two frames are equal."""
     frames = numpy.zeros((length, side, side, 3), numpy.uint8)
     for t in range(length):
         frames[t, 4:8, t % (side - 4) : t % (side - 4) + 4] = 255

@@ -1,4 +1,4 @@
-"""What a draw costs, counted instead of timed: network calls, operations a step, and waits for the device."""
+"""What a draw costs, counted instead of timed: network calls, operations per step, and waits for the device."""
 
 from __future__ import annotations
 

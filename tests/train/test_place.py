@@ -120,7 +120,7 @@ class Answer(NamedTuple):
 
 
 def test_float32_costs_nothing():
-    """At most 0.3 us a call (0.1 on a quiet machine)."""
+    """At most 0.3 us per call (0.1 on a quiet machine)."""
     bare, seen = (lambda: None), []
     for _ in range(5):
         one, two = (timeit.timeit(f, number=20_000) for f in (bare, lambda: run_in_precision(bare)))

@@ -23,7 +23,7 @@ from denoiserl.core.errors import DenoiseRLError, RunError, unknown_name_message
 
 
 class Misuse(RunError):
-    """The command was mistyped: exit code 2."""
+    """A wrong command line; the command exits with code 2."""
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def collect(argv: list[str]) -> None:
 
 
 def _notes(found: Any, remark_lines: Sequence[str], name: str) -> list[str]:
-    """Return the notes on the numbers: remarks of the blocks, and whether all episodes begin alike."""
+    """Return the warnings about a recording: those of its blocks, and the one about equal first observations."""
     from denoiserl.core.tree import tree_map
     from denoiserl.envs import remarks
 

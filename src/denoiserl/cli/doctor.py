@@ -55,7 +55,7 @@ def doctor(argv: list[str]) -> None:
     description = "Check a policy, and the signal that it will learn from, for common problems before training."
     if argv == ["--env-info"]:
         from denoiserl.doctor.env_info import env_info
-        from denoiserl.experiments.runner import provenance
+        from denoiserl.experiments.versions import provenance
 
         return print(env_info(provenance()["commit"]))
     args = parse(DoctorOptions, "doctor", description, argv)

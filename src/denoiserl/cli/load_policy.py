@@ -38,7 +38,7 @@ class LoadedPolicy:
         return self.program.task_of(self.args)
 
     def load(self, task: Task | None = None) -> Policy:
-        """Return the policy, loaded by the task if there is one."""
+        """Load the policy by ``task.load_policy``, or by ``Policy.load`` without a task."""
         from denoiserl.policy.policy import Policy
 
         with self.place.activate():

@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def parse(kind: type[T], command: str, description: str, argv: list[str]) -> T:
-    """Return the options of a command, a dataclass ``kind``, that ``argv`` sets."""
+    """Parse ``argv`` as the options of a command, and return them as the dataclass ``kind``."""
     return parse_as_declared(show_ranges(kind), command, description, argv, tyro.conf.DisallowNone)
 
 
@@ -28,7 +28,7 @@ class RangeError(DenoiseRLError):
 
 
 def parse_as_declared(kind: type[T], command: str, description: str, argv: list[str], *config: Any) -> T:
-    """Return the options ``kind`` that ``argv`` sets. Raise Misuse, with the option, for a value out of its range."""
+    """Parse ``argv`` as the dataclass ``kind``. Raise Misuse, with the option, for a value out of its range."""
     try:
         found = tyro.cli(kind, prog=f"denoiserl {command}", description=description, args=argv, config=config)
         device = getattr(getattr(found, "machine", found), "device", None)
@@ -100,7 +100,7 @@ def _bare_type(kind: Any) -> Any:
 
 
 def help_hint(text: str) -> Any:
-    """Return what the help of an option says instead of its default."""
+    """Return tyro's annotation of an option whose help shows ``text`` instead of the default."""
     return tyro.conf.arg(help_behavior_hint=text)
 
 

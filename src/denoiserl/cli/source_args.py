@@ -19,7 +19,7 @@ CONSTANTS = ("DEFAULT_TASK", "DEFAULT_TASK_ARGS", "DEMO")
 
 
 def read_args(name: str) -> ModuleType:
-    """Return a module with the docstring, ``Args`` and the default task of a module of this package."""
+    """Return a part of this package's module ``name``: its docstring, ``Args`` and default task."""
     return _execute_definitions(name, ("Args", *CONSTANTS))
 
 
@@ -61,7 +61,7 @@ def _names_defined_by(node: ast.stmt) -> list[str]:
 
 
 def _imported(node: ast.ImportFrom, key: str) -> object:
-    """Return what a line ``from MODULE import NAME`` binds to ``key``; of a module, its ``Args``."""
+    """Return the object that ``from MODULE import NAME`` binds to ``key``; for a module: see ``read_args``."""
     name = next(alias.name for alias in node.names if key == (alias.asname or alias.name))
     source = str(node.module)
     if source in LIGHT:

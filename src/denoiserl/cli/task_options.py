@@ -50,7 +50,7 @@ def parse_literal(word: str) -> Any:
 
 
 def find_task(recipe: Any, argv: list[str]) -> str:
-    """Return the task that a command line names, or the recipe's own."""
+    """Return the task of ``--task`` in ``argv``, by default the recipe's. Raise Misuse if there is none."""
     following = zip(argv, [*argv[1:], ""], strict=False)
     given = [next_word for word, next_word in following if word == "--task"]
     given += [word.removeprefix("--task=") for word in argv if word.startswith("--task=")]

@@ -20,6 +20,7 @@ from denoiserl.envs.collector import Collector
 from denoiserl.envs.remarks import remark
 from denoiserl.envs.units import unit_remarks
 from denoiserl.policy.chain import Chain
+from denoiserl.policy.codec import check_execution_horizon
 from denoiserl.policy.likelihood import assert_on_policy
 from denoiserl.policy.policy import Policy
 from denoiserl.policy.sampler import RecordSample, make_sampler
@@ -57,11 +58,11 @@ def training_actor(policy: Policy, num_finetuned: int, execute: int | None = Non
 
 
 def freeze_early_steps(policy: Policy, num_finetuned: int | None) -> int:
-    """Freeze all but the last ``num_finetuned`` steps of training, in place; return how many learn (None: all that
-    may).
+    """Freeze all but the last ``num_finetuned`` denoising steps, in place; return the number of steps that learn.
 
-    The frozen weights become part of the policy's denoiser, a ``Relay``. It runs them at the times of the first steps,
-    wherever the policy is used, saved or loaded. Raise InvalidInputError if steps are to learn that are frozen.
+    None: all steps that are not frozen already. The frozen weights become part of the policy's denoiser, a ``Relay``.
+    It runs them at the times of the first steps, wherever the policy is used, saved or loaded. Raise InvalidInputError
+    if steps are to learn that are frozen.
     """
     total, module = len(policy.train_steps), policy.weights.module
     own = int((policy.train_steps.times[:-1] <= module.until).sum()) if isinstance(module, Relay) else total
@@ -167,11 +168,9 @@ def resolve_execute_horizon(policy: Policy, execute: int | None = None) -> int:
         raise InvalidInputError(
             f"the policy decides {list(policy.event_shape)}, not a chunk of actions [H, d]: one action is [1, d]"
         )
-    most = int(getattr(policy.codec, "execute", policy.event_shape[0]))
-    execute = (policy.weights.execute or most) if execute is None else execute
-    if not 1 <= execute <= most:
-        raise InvalidInputError(f"execute is between 1 and the chunk's {most} actions, not {execute}")
-    return execute
+    execute = policy.weights.execute if execute is None else execute
+    found = check_execution_horizon(execute, policy.event_shape, policy.codec)
+    return int(getattr(policy.codec, "execute", policy.event_shape[0])) if found is None else found
 
 
 def set_execution_horizon(policy: Policy, execute: int | None = None) -> int:

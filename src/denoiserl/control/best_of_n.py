@@ -236,7 +236,7 @@ class LatentActionEnv:
         self.env.on_checkpoint(iteration)
 
     def may_restart(self) -> bool:
-        """Return whether a reset of the collector loses little."""
+        """Return True if a reset of the collector loses little experience: see ``Collector.may_restart``."""
         return self.env.may_restart()
 
     def discount(self, gamma: float) -> None:

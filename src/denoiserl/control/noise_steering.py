@@ -41,8 +41,7 @@ def as_deterministic(policy: Policy) -> Policy:
 
 
 def black_box(answer: Callable[[Any, Tensor], Tensor], chunk: int, dim: int) -> Policy:
-    """Return a policy that only calls ``answer(obs, noise [B, H, d]) -> actions [B, H, d]``, in the environment's
-    units."""
+    """Wrap ``answer(obs, noise [B, H, d]) -> actions [B, H, d]``, in the environment's units, as a policy."""
     process = OneStep(std=1.0)
     steps = process.steps(time_grid(1), std_scale=0.0)
     return Policy.of(process, BlackBox(answer), (chunk, dim), steps)
@@ -146,7 +145,7 @@ def noise_effect(policy: Policy, obs: Tensor, rng: Rng | int, n: int = 32) -> tu
 
 
 def check_noise_effect(policy: Policy, obs: Tensor, rng: Rng | int) -> float:
-    """Return the std of ``noise_effect``.
+    """Return the std of the base's actions over its noise (see ``noise_effect``).
 
     Raise InvalidInputError if the base is not a function of its noise, or ignores it: steering cannot work.
     """

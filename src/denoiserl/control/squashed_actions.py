@@ -89,7 +89,7 @@ def to_unit_box(codec: TanhCodec, action: Tensor) -> Tensor:
     return codec.unit(action.to(codec.half.device)).clamp(-1, 1)
 
 
-def due(count: int, utd: float, batch_size: int, learning_starts: int) -> int:
+def num_updates_due(count: int, utd: float, batch_size: int, learning_starts: int) -> int:
     """Return how many updates are due after ``count`` decisions: ``utd`` per decision after the first
     ``learning_starts``.
 
@@ -108,8 +108,9 @@ def due_minibatches(
     n_step: int,
     rng: Rng | int,
 ) -> Iterator[dict[str, Any]]:
-    """Yield the minibatches of the updates that became ``due`` since ``before`` decisions."""
-    more = due(replay.count, utd, batch_size, learning_starts) - due(before, utd, batch_size, learning_starts)
+    """Yield the minibatches of the updates that became due since ``before`` decisions."""
+    when = utd, batch_size, learning_starts
+    more = num_updates_due(replay.count, *when) - num_updates_due(before, *when)
     yield from replay_minibatches(replay, more, batch_size, rng, gamma, n_step)
 
 

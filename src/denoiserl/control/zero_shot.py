@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from denoiserl.control.best_of_n import BestOfN
 from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.tree import require_tensor
 from denoiserl.data.codecs.action_chunk import ActionChunkCodec
 from denoiserl.data.codecs.squash import TanhCodec
 from denoiserl.data.demos import Demonstrations
@@ -56,7 +57,7 @@ class TaskConditionedCodec:
                 "this zero-shot policy has no task yet: call policy_for_reward(policy, data, reward) first and use the "
                 "policy that it returns"
             )
-        seen = self.inner.condition(cond)
+        seen = require_tensor(self.inner.condition(cond), "[B, o]")
         return torch.cat([seen, self.z.to(seen).expand(len(seen), -1)], 1)
 
     def initial_state(self, cond: Tensor) -> None:

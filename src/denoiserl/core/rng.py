@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+import reprlib
+from collections.abc import Callable, Iterable
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -35,15 +36,34 @@ def _mix(z: Tensor) -> Tensor:
 
 def _check_seed(seed: Any) -> int:
     """Return a seed as an int. Raise InvalidInputError if it is none in [0, 2⁶⁴)."""
-    try:
-        found = -1 if isinstance(seed, bool) else operator.index(seed)
-    except TypeError:
-        found = -1
-    if not 0 <= found < 2**64:
+    if not 0 <= (found := _to_int(seed)) < 2**64:
+        many = isinstance(seed, list | tuple | range) or getattr(seed, "ndim", 0) > 0
         raise InvalidInputError(
-            f"rng is an Rng or a seed, an int from 0 on (below 2**64), not {seed!r}: give Rng(0), or 0"
+            f"rng is an Rng or a seed, an int from 0 on (below 2**64), not {reprlib.repr(seed)}: give Rng(0), or 0"
+            + (", or Rng.rows([0, 1, ...]) for one stream per row" if many else "")
         )
     return found
+
+
+def _to_int(seed: Any) -> int:
+    """Return an int, of numpy or torch too; −1 for anything else."""
+    try:
+        return -1 if isinstance(seed, bool) or getattr(seed, "dtype", None) == torch.bool else operator.index(seed)
+    except TypeError:
+        return -1
+
+
+def _check_seeds(seeds: Any) -> Tensor:
+    """Return seeds of rows as int64, those from 2⁶³ on as negative ones. Raise InvalidInputError if one is no seed."""
+    if isinstance(seeds, Tensor) and seeds.ndim == 1 and seeds.dtype in (torch.int64, torch.int32):
+        return seeds.long()
+    found = [_to_int(seed) for seed in seeds] if isinstance(seeds, Iterable) and getattr(seeds, "ndim", 1) else [-1]
+    if not all(0 <= seed < 2**64 for seed in found):
+        raise InvalidInputError(
+            f"Rng.rows takes one seed per row, ints from 0 on (below 2**64), not {reprlib.repr(seeds)}: give "
+            "Rng.rows([0, 1, ...]), or range(rows)"
+        )
+    return torch.tensor([seed - (seed >> 63 << 64) for seed in found], dtype=torch.int64)
 
 
 class Rng:
@@ -68,18 +88,29 @@ class Rng:
         return f"Rng(seed={self.generator.initial_seed()}, device='{self.device}')"
 
     @classmethod
-    def rows(cls, seeds: Tensor | list[int] | range, device: str | torch.device = "cpu") -> Rng:
-        """Return one stream per row: the numbers of row i depend on ``seeds[i]`` alone."""
+    def rows(cls, seeds: Tensor | Iterable[int], device: str | torch.device = "cpu") -> Rng:
+        """Return one stream per row: the numbers of row i depend on ``seeds[i]`` alone.
+
+        Seeds are ints in [0, 2⁶⁴); in a tensor of int64, −1 is 2⁶⁴ − 1. Raise InvalidInputError for others.
+        """
         rng = cls(0, device)
-        seeds = torch.as_tensor(list(seeds) if isinstance(seeds, range) else seeds, dtype=torch.int64)
-        rng.keys = _mix(seeds.to(rng.device) * GAMMA + GAMMA)
+        rng.keys = _mix(_check_seeds(seeds).to(rng.device) * GAMMA + GAMMA)
         return rng
+
+    def require_rows(self, rows: int) -> None:
+        """Raise InvalidInputError if there is a stream per row, and their number is not ``rows``."""
+        if self.keys is not None and len(self.keys) != rows:
+            raise InvalidInputError(
+                f"this Rng has {len(self.keys)} row streams, and the number of rows is {rows}: give Rng.rows one seed "
+                "per row, or take Rng(0)"
+            )
 
     def _bits(self, *shape: int) -> Tensor:
         """Draw 64 random bits per number, [rows, ...] (row streams only)."""
         assert self.keys is not None
-        if not shape or shape[0] != len(self.keys):
-            raise ValueError(f"this Rng has {len(self.keys)} row streams; the first axis of {shape} must be them")
+        if not shape:
+            raise InvalidInputError("row streams draw [rows, ...]: give the number of rows first")
+        self.require_rows(shape[0])
         n = math.prod(shape[1:])
         index = torch.arange(self.counter + 1, self.counter + n + 1, device=self.device) * GAMMA
         self.counter += n
@@ -102,7 +133,7 @@ class Rng:
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
         """Draw uniform integers in [low, high), int64."""
         if high <= low:
-            raise ValueError(f"there is no integer in [{low}, {high})")
+            raise InvalidInputError(f"there is no integer in [{low}, {high})")
         if self.keys is None:
             return torch.randint(low, high, shape, generator=self.generator, device=self.device)
         return low + torch.remainder((self._bits(*shape) >> 1) & 0x7FFFFFFFFFFFFFFF, high - low)
@@ -123,13 +154,13 @@ class Rng:
     def skip(self, n: int) -> None:
         """Advance every row by ``n`` numbers without drawing them (row streams only)."""
         if self.keys is None:
-            raise ValueError("a batch stream cannot skip: draw the numbers and discard them")
+            raise InvalidInputError("a batch stream cannot skip: draw the numbers and discard them")
         self.counter += n
 
     def take(self, index: Any) -> Rng:
-        """Return the streams of some rows at their present position (row streams only)."""
+        """Return the streams of the rows ``index``, at their current position (row streams only)."""
         if self.keys is None:
-            raise ValueError("a batch stream has no rows to take: make it with Rng.rows(seeds)")
+            raise InvalidInputError("a batch stream has no rows to take: make it with Rng.rows(seeds)")
         part = Rng(0, self.device)
         part.keys, part.counter = self.keys[index], self.counter
         return part
@@ -137,7 +168,7 @@ class Rng:
     def spawn(self) -> Rng:
         """Return a new, independent batch stream, whose seed is drawn from this one."""
         if self.keys is not None:
-            raise ValueError("row streams cannot be spawned from: take rows, or spawn from the batch stream")
+            raise InvalidInputError("row streams cannot be spawned from: take rows, or spawn from the batch stream")
         seed = torch.randint(0, 2**63 - 1, (), generator=self.generator, device=self.device)
         return Rng(int(seed), self.device)
 

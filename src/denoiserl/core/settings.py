@@ -48,6 +48,8 @@ OpenFraction = Annotated[float, Gt(0), Lt(1)]
 """a number above 0 and below 1"""
 Counts = Annotated[tuple[Count, ...], Len(1)]
 """one or more whole numbers of at least 1"""
+Weights = Annotated[dict[str, float], "not all 0"]
+"""weights by name, not all of them 0"""
 Shares = Annotated[tuple[NonNegative, ...], Len(1)]
 """one or more numbers of at least 0"""
 
@@ -70,6 +72,9 @@ class Settings:
     def check_relations(self) -> None:
         """Raise RunError if fields do not fit each other. A record with such fields overrides it."""
 
+    def check_denoising_steps(self, num_steps: int) -> None:
+        """Raise RunError if the settings do not fit a policy of so many steps. A record may override it."""
+
     def require_fit(self, fits: bool, problem: str) -> None:
         """Raise RunError with ``problem``, which says what to do, unless the fields fit."""
         if not fits:
@@ -81,6 +86,19 @@ class Settings:
         if low is not None and high is not None:
             problem = f"{lower} = {low} is above {upper} = {high}: give at most {high}, or raise {upper}"
             self.require_fit(low <= high, problem)
+
+    def require_below(self, lower: str, upper: str) -> None:
+        """Raise RunError unless the field ``lower`` is below the field ``upper``."""
+        low, high = getattr(self, lower), getattr(self, upper)
+        problem = f"{lower} = {low} is not below {upper} = {high}: give at most {high - 1}, or raise {upper}"
+        self.require_fit(low < high, problem)
+
+    def require_decisions(self, needed: int) -> None:
+        """Raise RunError if a run takes fewer decisions, iterations · num_envs · rollout_steps, than it ``needed``."""
+        size: Any = self
+        decisions = size.iterations * size.num_envs * size.rollout_steps
+        problem = f"iterations = {size.iterations} takes {decisions} decisions, and the first update needs {needed}"
+        self.require_fit(decisions >= needed, f"{problem}: raise iterations, or lower learning_starts or batch_size")
 
     def require_ordered_pair(self, name: str) -> None:
         """Raise RunError if a field of two numbers has the higher one first; None is accepted."""
@@ -174,6 +192,8 @@ def _outside(kind: Any, rules: tuple[Any, ...], value: Any, name: str) -> str:
     for rule in rules:
         if isinstance(rule, Len) and len(value) < rule.min_length:
             return f"{name} = {value} has {len(value)} values: give at least {rule.min_length}"
+        if rule == "not all 0" and value and not any(value.values()):
+            return f"{name} = {value} has no weight other than 0: give one"
         if type(rule) in SIGNS:
             field, _, fits = SIGNS[type(rule)]
             if not fits(value, getattr(rule, field)):

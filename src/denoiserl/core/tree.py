@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -27,22 +29,79 @@ def tree_map(f: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 
 def tensors(tree: Any, device: torch.device | str = "cpu") -> Any:
-    """Convert numpy arrays and lists of numbers in a tree to tensors; their float64 becomes float32."""
-    if isinstance(tree, list) and _numbers(tree):
-        try:
-            tree = np.array(tree)
-        except ValueError:  # lists of different lengths
-            return tree
-    if isinstance(tree, np.ndarray) and tree.dtype.kind in "biuf":
-        return torch.tensor(tree.astype(np.float32) if tree.dtype == np.float64 else tree.copy(), device=device)
+    """Convert arrays (of numpy, or with ``__array__``) and lists of numbers in a tree to tensors.
+
+    Their float64 becomes float32; raise InvalidInputError if a number is beyond its range. Texts are unchanged.
+    """
     if isinstance(tree, dict):
         return {k: tensors(v, device) for k, v in tree.items()}
-    return [tensors(v, device) for v in tree] if isinstance(tree, list) else tree
+    if isinstance(tree, list) and not holds_numbers(tree):
+        return [tensors(v, device) for v in tree]
+    if isinstance(tree, Tensor | np.generic) or not (isinstance(tree, list) or hasattr(tree, "__array__")):
+        return tree
+    made = to_tensor(tree)
+    return tree if made is None else to_float32(made).to(device)
 
 
-def _numbers(tree: list[Any]) -> bool:
+def holds_numbers(tree: list[Any] | tuple[Any, ...]) -> bool:
     """Return whether nested lists hold only numbers."""
-    return bool(tree) and all(_numbers(v) if isinstance(v, list) else isinstance(v, int | float) for v in tree)
+    return bool(tree) and all(
+        holds_numbers(v) if isinstance(v, list | tuple) else isinstance(v, numbers.Number | np.bool_) for v in tree
+    )
+
+
+def to_tensor(value: Any) -> Tensor | None:
+    """Return an array, or lists of numbers, as a tensor of its own memory; None if there is none of these numbers.
+
+    The byte order becomes the machine's, and longdouble becomes float64; so do objects that are all real numbers.
+    Raise InvalidInputError for an int beyond float64.
+    """
+    try:
+        array = np.array(value)
+    except (TypeError, ValueError, RuntimeError):  # lists of different lengths, tensors of another device
+        return None
+    if isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value):
+        return None
+    kind, size, dtype = array.dtype.kind, array.dtype.itemsize, array.dtype.newbyteorder("=")
+    if kind == "O" and array.size and all(isinstance(v, numbers.Real) for v in array.flat):
+        kind, dtype = "f", np.dtype(np.float64)  # ints beyond int64, for example
+    elif (kind == "f" and size > 8) or (kind == "c" and size > 16):
+        dtype = np.dtype(np.float64 if kind == "f" else np.complex128)
+    if kind not in "biufc":
+        return None
+    try:
+        with np.errstate(over="ignore"):
+            return torch.from_numpy(array.astype(dtype, copy=False))
+    except OverflowError as error:
+        raise InvalidInputError(BEYOND) from error
+
+
+BEYOND = "a number is beyond ±3.4e38, the range of float32: change its unit, or replace it"
+
+
+def to_float32(value: Tensor) -> Tensor:
+    """Return float64 as float32, and other dtypes as they are. Raise InvalidInputError if a finite number overflows."""
+    if value.dtype != torch.float64:
+        return value
+    small = value.float()
+    if not all_finite(small) and bool((small.isinf() & value.isfinite()).any()):
+        raise InvalidInputError(BEYOND)
+    return small
+
+
+def require_tensor(cond: Any, shape: str) -> Tensor:
+    """Return a condition. Raise InvalidInputError unless it is one tensor. ``shape``: the expected one, as text."""
+    if isinstance(cond, Tensor):
+        return cond
+    found, remedy = f"a {type(cond).__name__}", "give rows of equal lengths, numpy.stack(rows)"
+    if cond is None:
+        found, remedy = "None", "give a batch of them"
+    elif isinstance(cond, str | bytes):
+        remedy = "give numbers"
+    elif isinstance(cond, dict):
+        found = f"a dict with {', '.join(map(repr, cond)) or 'nothing'}"
+        remedy = "give the array of one part, or join all (gymnasium.wrappers.FlattenObservation)"
+    raise InvalidInputError(f"this policy needs conditions (observations) as one array {shape}, not {found}: {remedy}")
 
 
 def leaves(tree: Any) -> Iterator[Tensor]:
@@ -70,7 +129,7 @@ def all_finite(tree: Any) -> bool:
     A finite sum shows it in one pass without allocation; only where the sum is not finite, every number is checked.
     """
     floats = (leaf for leaf in leaves(tree) if leaf.is_floating_point())
-    return all(bool(leaf.sum().isfinite()) or bool(leaf.isfinite().all()) for leaf in floats)
+    return all(math.isfinite(leaf.sum().item()) or bool(leaf.isfinite().all()) for leaf in floats)
 
 
 def first(tree: Any) -> Tensor:
@@ -78,15 +137,18 @@ def first(tree: Any) -> Tensor:
     for leaf in leaves(tree):
         if not hasattr(leaf, "shape"):
             raise InvalidInputError(
-                f"a leaf is a {type(leaf).__name__}, not a tensor: encode texts first, with the model's encoder"
+                f"a condition holds a {type(leaf).__name__}, not an array of numbers: give rows of equal lengths; "
+                "encode texts first, with the model's encoder"
             )
         return leaf
-    raise InvalidInputError("an empty tree has no rows")
+    raise InvalidInputError("an empty condition has no rows: give a tensor [B, ...], or None and the number rows=B")
 
 
 def batch_size(tree: Any) -> int:
     """Return the length of the leading axis."""
-    return first(tree).shape[0]
+    if not (shape := first(tree).shape):
+        raise InvalidInputError("a single number has no rows: give a tensor [B, ...]")
+    return shape[0]
 
 
 def index_rows(tree: Any, index: Any) -> Any:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, Fraction, NonNegative, Settings
+from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, Settings
 from denoiserl.data.column_transforms import ColumnTransforms
 from denoiserl.data.replay import ReplayBuffer
 from denoiserl.data.transitions import Transitions
@@ -41,7 +41,7 @@ class Model(Settings):
     """gradient steps; of the model"""
     batch_size: Count = 256
     """items per gradient step; rows"""
-    lr: NonNegative = 1e-3
+    lr: Positive = 1e-3
     """learning rate; of AdamW, with warm-up and cosine decay"""
     width: Count = 256
     """width of the residual MLP"""
@@ -161,7 +161,7 @@ class TransitionGenerator:
 
 
 def rows(made: list[dict[str, Tensor]], like: Transitions, n: int | None = None) -> Transitions:
-    """Return the first ``n`` (None: all) rows of decoded ``columns``, with what they share with ``like``."""
+    """Return the first ``n`` (None: all) of the decoded rows ``made``; bounds, γ and length are those of ``like``."""
     parts = {k: torch.cat([m[k] for m in made])[:n] for k in made[0]}
     over = parts["terminated"][:, 0] > 0.5
     action = parts["action"].unflatten(1, like.action.shape[1:]).clamp(like.low, like.high)

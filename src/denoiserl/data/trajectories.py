@@ -14,7 +14,7 @@ from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, Counts, NonNegative, Settings
+from denoiserl.core.settings import Count, Counts, NonNegative, Positive, Settings
 from denoiserl.data.column_transforms import ColumnTransforms
 from denoiserl.data.synthetic import UNSURE
 from denoiserl.data.transitions import Transitions
@@ -130,7 +130,7 @@ class Model(Settings):
     """gradient steps; of the model"""
     batch_size: Count = 64
     """items per gradient step; windows"""
-    lr: NonNegative = 1e-3
+    lr: Positive = 1e-3
     """learning rate; of AdamW, with warm-up and cosine decay"""
     channels: Counts = (32, 64)
     """channels of the U-Net, per level"""

@@ -172,10 +172,10 @@ def _success(policy: Policy, env: Collector, rng: Rng, execute: int | None) -> F
 def conditions(
     policy: Policy, env: Collector | None, prompts: Tree | None, n: int, group: int, rng: Rng | int
 ) -> Tree | None:
-    """Return conditions in data units: n different ones if there are enough, each ``group`` times in a row; or None.
+    """Return n conditions in data units, each ``group`` times in a row; None if there is no source of them.
 
-    They come from the prompts, from the first observations of the environment, or, for an ``ActionChunkCodec``,
-    uniformly from the range that it was fitted to.
+    They are different if there are enough. They come from the prompts, from the first observations of the environment,
+    or, for an ``ActionChunkCodec``, uniformly from the range that it was fitted to.
     """
     rng = as_rng(rng, policy.device)
     if prompts is not None:

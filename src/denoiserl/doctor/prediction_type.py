@@ -107,7 +107,7 @@ def _middle(ratio: list[Tensor]) -> float:
 
 
 def other_parameterizations(denoise: Denoiser) -> Iterator[tuple[str, Denoiser]]:
-    """Yield the other readings of a Gaussian denoiser's network: prediction types and time conventions."""
+    """Yield (name, denoiser) for each other prediction type and time convention of a Gaussian denoiser's network."""
     if not isinstance(denoise, GaussianDenoiser):
         return
     kinds = [k for k in PREDICTIONS if k != "edm"] if denoise.predicts != "edm" else ["edm", "x0", "eps"]

@@ -38,7 +38,7 @@ PICTURE = 64
 
 
 def environment(word: str, max_episode_steps: int | None = None) -> Any:
-    """Return what ``Collector`` and ``evaluate`` take for an environment, from its name (see above).
+    """Return the environment ``word`` (see above) in a form that ``Collector`` and ``evaluate`` accept.
 
     ``max_episode_steps``: time limit of an episode (None: the environment's own).
     """

@@ -124,9 +124,10 @@ class Collector:
         self._played, self._episodes = np.zeros(self.num_envs, np.int64), np.zeros(self.num_envs, np.int64)
 
     def may_restart(self) -> bool:
-        """Return whether a reset loses little: all environments finished some episodes since the last one.
+        """Return True if a reset of the environments loses little experience.
 
-        That is 4 episodes and 500 steps of every environment, or 20000 steps; also if nothing was collected.
+        That is after 4 episodes and 500 steps of every environment since the last reset. It is also after 20000 steps,
+        or if nothing was collected.
         """
         whole = int(self._episodes.min()) >= EPISODES and int(self._played.min()) >= LEAST
         return whole or int(self._played.max()) >= MOST or not self._played.any()

@@ -16,7 +16,7 @@ META = "Meta-World/"
 
 
 def find_spec(word: str) -> Any:
-    """Return Gymnasium's spec of an id.
+    """Return Gymnasium's spec of the environment id ``word``.
 
     Raise RunError if there is none, MissingExtraError if its package is not installed.
     """
@@ -41,7 +41,7 @@ def find_spec(word: str) -> Any:
 
 
 def make(word: str, **more: Any) -> Any:
-    """Return the environment of an id. ``more``: keyword arguments of ``gymnasium.make``."""
+    """Make the environment with the id ``word``. ``more``: keyword arguments of ``gymnasium.make``."""
     find_spec(word)
     gym = require("gymnasium", "demo")
     try:

@@ -51,7 +51,7 @@ def row(tree: Any, i: int) -> bytes:
 
 
 def equal_start_notes(starts: Sequence[bytes], lengths: Any, returns: Any, name: str) -> list[str]:
-    """Return the warning about equal first observations, if there are any.
+    """Return a list with the warning about equal first observations, or an empty list.
 
     ``lengths`` and ``returns`` [N] are those of the episodes. A bandit (one start state, single-step episodes, returns
     that differ) gets no warning: its episodes are samples of the policy.
@@ -70,9 +70,10 @@ def equal_start_notes(starts: Sequence[bytes], lengths: Any, returns: Any, name:
 
 
 def compare_resets(owner: Any, seeds: list[int], begin: Callable[[list[int]], Any]) -> tuple[Any, list[str]]:
-    """Return the observations ``begin(seeds)``, and the warning about an environment that ignores its seeds.
+    """Return the observations of ``begin(seeds)`` and a list of warnings.
 
-    One environment is reset twice with the same seed. Workers and batched environments are not checked.
+    The list has one warning if the environment ignores its seeds, and is empty otherwise. To find out, one environment
+    is reset twice with the same seed. Workers and batched environments are not checked.
     """
     before = owner.first_observation(seeds) if hasattr(owner, "first_observation") else None
     obs = begin(seeds)
@@ -95,7 +96,10 @@ def _near(one: Any, many: Any) -> bool:
 
 
 def crash_notes(faults: dict[int, Fault], n: int, name: str) -> list[str]:
-    """Return the warning about crashed episodes {number: fault}. Raise EnvFault if all ``n`` crashed."""
+    """Return a list with the warning about crashed episodes, or an empty list. Raise EnvFault if all ``n`` crashed.
+
+    ``faults``: {number of the episode: fault}.
+    """
     if not faults:
         return []
     number, first = min(faults.items())
@@ -109,7 +113,7 @@ def crash_notes(faults: dict[int, Fault], n: int, name: str) -> list[str]:
 
 
 def early_success_notes(count: int, n: int, name: str) -> list[str]:
-    """Return the warning about episodes that reported success before the first action."""
+    """Return a list with the warning that ``count`` of ``n`` episodes were solved at reset, or an empty list."""
     if not count:
         return []
     return [
@@ -118,7 +122,10 @@ def early_success_notes(count: int, n: int, name: str) -> list[str]:
 
 
 def first_step_success_notes(first: np.ndarray, lengths: np.ndarray, n: int, name: str) -> list[str]:
-    """Return the warning about episodes that succeed in their first step, if episodes are longer than that."""
+    """Return a list with the warning about episodes that succeed in their first step, or an empty list.
+
+    ``first`` [N]: the step of the first success. Episodes of a single step give no warning.
+    """
     count = int((first == 1).sum())
     if not count or lengths.max() <= 1:
         return []

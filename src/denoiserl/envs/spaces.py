@@ -107,7 +107,7 @@ def flat_size(seen: Any, name: str) -> int:
 
 
 def as_actor(act: Callable[..., Any]) -> Callable[[Any, Rng], Any]:
-    """Return ``act`` as a function ``act(obs, rng)``.
+    """Return a function ``act(obs, rng)`` that calls ``act`` with the arguments that it accepts.
 
     A function of observations alone gets no rng; neither does a second parameter with a default and another name than
     ``RNGS``, such as ``deterministic=True``. Raise InvalidInputError for anything else.
@@ -132,7 +132,7 @@ def as_actor(act: Callable[..., Any]) -> Callable[[Any, Rng], Any]:
 
 
 def _optional(signature: inspect.Signature) -> bool:
-    """Return whether a second argument is an option of the function's own and no rng."""
+    """Return whether the second parameter of a function is an option and not an rng."""
     second = [p for p in signature.parameters.values() if p.kind != p.KEYWORD_ONLY][1:2]
     return any(p.default is not p.empty and p.name not in RNGS for p in second)
 

@@ -66,9 +66,9 @@ def numbers(codec: Any, observations: Any, dim: int) -> Tensor | None:
 
 
 def range_remarks(codec: Any, observations: Any, name: str, every: bool = False) -> list[str]:
-    """Return the warning about observations outside the fitted range by more than its width, if there are any.
+    """Return a list with the warning about observations far outside the fitted range, or an empty list.
 
-    ``every``: only about dimensions in which all of them are outside.
+    Far: by more than the width of the range. ``every``: only dimensions in which all observations are outside.
     """
     codec = inner(codec)
     known = observation_range(codec)

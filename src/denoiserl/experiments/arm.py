@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ class Cpu:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Count nothing of what happens inside."""
+        """Exclude the processor time of the code inside the context."""
         began = time.process_time()
         try:
             yield
@@ -135,7 +135,7 @@ def train_arm(task: Task, policy: Policy, args: Args, run: Run, cpu: Cpu) -> Ite
 
 
 def eval_metrics(task: Task, policy: Policy, args: Args, run: Run, cpu: Cpu) -> dict[str, float]:
-    """Return held-out metrics during learning, on trials that decide nothing."""
+    """Return held-out metrics during learning, on other trials than those of the verdict."""
     with run.uncharged(), cpu.paused():
         outcomes = task.evaluate(policy, selection_seed(args.seed), task.num_eval_trials)
     return {f"eval/{k}": v for k, v in means(outcomes).items()}
@@ -144,8 +144,8 @@ def eval_metrics(task: Task, policy: Policy, args: Args, run: Run, cpu: Cpu) -> 
 def fit_iterations_to_budget(task: Task, method: Any, policy: Policy, args: Args) -> Any:
     """Return the method's settings with as many iterations as the budget allows, so that schedules end with it.
 
-    One iteration of a copy is run to measure its cost. Raise RunError if it costs more than the budget, or nothing in
-    its unit. Settings that give ``iterations`` are kept.
+    The fewest iterations that the settings allow are run on a copy, to measure their cost. Raise RunError if one costs
+    more than the budget, or nothing in its unit. Settings that give ``iterations`` are kept.
     """
     settings = find.settings(args.method, args.settings)
     names = {f.name for f in fields(settings)}
@@ -157,18 +157,26 @@ def fit_iterations_to_budget(task: Task, method: Any, policy: Policy, args: Args
     if args.unit == "seconds":
         return replace(settings, **{length: MOST})
     with UsageCounter().open() as meter:
-        once, signal = replace(settings, **{length: 1}), find.signal_of(method)
-        rows = improve(method.improve, signal, task, copy.deepcopy(policy), once, args.seed, Run())
+        short, signal = shortest_settings(settings, length), find.signal_of(method)
+        rows = improve(method.improve, signal, task, copy.deepcopy(policy), short, args.seed, Run())
         for _ in rows:
             pass
-    if not (cost := meter.counts[args.unit]):
+    if not (cost := meter.counts[args.unit] / getattr(short, length)):
         raise RunError(f"an iteration of {args.method} costs no {args.unit}: give the budget in another unit")
     if cost > args.budget:
         raise RunError(
-            f"an iteration of {args.method} costs {cost} {args.unit}, more than the budget of {args.budget:g}: give "
+            f"an iteration of {args.method} costs {cost:g} {args.unit}, more than the budget of {args.budget:g}: give "
             "more, or make its iterations smaller with --set"
         )
     return replace(settings, **{length: int(args.budget // cost)})
+
+
+def shortest_settings(settings: Any, length: str) -> Any:
+    """Return settings with the smallest number at ``length`` that the method accepts: warm-ups need some iterations."""
+    for number in range(1, getattr(settings, length)):
+        with suppress(RunError):
+            return replace(settings, **{length: number})
+    return settings
 
 
 def _memory() -> float:

@@ -25,8 +25,8 @@ from denoiserl.experiments import resolve as find
 from denoiserl.experiments import starting_policies as start
 from denoiserl.experiments.jobs import Job
 from denoiserl.experiments.jobs import run_jobs as play_jobs
-from denoiserl.experiments.runner import provenance
 from denoiserl.experiments.study import TUNING, Arm, Study
+from denoiserl.experiments.versions import provenance
 from denoiserl.stats import ComparisonTable, selection_seed, standings, test_seed
 from denoiserl.tasks.base import Task
 

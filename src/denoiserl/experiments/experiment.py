@@ -49,7 +49,7 @@ def method_of(args: Args) -> tuple[Any, Any]:
 
 
 def task_of(args: Args) -> Task:
-    """Return the task."""
+    """Make the task that the settings name."""
     return tasks.make(args.task, args.task_args)
 
 
@@ -114,12 +114,10 @@ def run_recipe(
     ``last``, the one with the best held-out metric as ``best``.
     """
     run = run or Run()
-    task.require_signal(
-        signal := resolve.signal_of(recipe), getattr(recipe, "__name__", "the method").rpartition(".")[2]
-    )
+    resolve.check_fits_task(recipe, args, task, getattr(recipe, "__name__", "the method").rpartition(".")[2])
     policy = yield from task.start_policy(seed, run.stage("imitate"), start or resolve.start_kind(recipe, args))
     stage = run.stage("improve")
-    yield from improve_with_eval(recipe.improve, signal, task, policy, args, seed, stage, eval_every)
+    yield from improve_with_eval(recipe.improve, resolve.signal_of(recipe), task, policy, args, seed, stage, eval_every)
     run.save_last(policy)
 
 

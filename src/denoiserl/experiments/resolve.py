@@ -16,6 +16,8 @@ from denoiserl import recipes
 from denoiserl.core.errors import RunError, unknown_name_message
 from denoiserl.core.imports import load_module
 from denoiserl.core.serialization.args_json import from_json
+from denoiserl.core.settings import Settings
+from denoiserl.tasks.base import Task
 
 NONE = "none"
 """the method that changes nothing"""
@@ -55,6 +57,13 @@ def start_kind(recipe: Any, args: Any) -> str | None:
     if start is None or isinstance(start, str):
         return start
     return start(args)
+
+
+def check_fits_task(recipe: Any, args: Any, task: Task, name: str) -> None:
+    """Raise RunError if the task does not offer what a method learns from, or its policies do not fit the settings."""
+    task.require_signal(signal_of(recipe), name)
+    if task.num_denoising_steps is not None and isinstance(args, Settings):
+        args.check_denoising_steps(task.num_denoising_steps)
 
 
 def settings(word: str, given: Mapping[str, Any]) -> Any:

@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.metadata
 import importlib.util
 import json
-import platform
 import random
-import subprocess
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -30,11 +28,12 @@ import numpy
 import torch
 from filelock import FileLock, Timeout
 
-from denoiserl.core.errors import RunError
+from denoiserl.core.errors import DenoiseRLError, RunError
 from denoiserl.core.imports import load_module
 from denoiserl.core.serialization import store
 from denoiserl.core.serialization.args_json import diff_settings, flat, from_json, to_json
 from denoiserl.core.settings import Count, check_value
+from denoiserl.experiments.versions import provenance, utc_time
 from denoiserl.train.device import DeviceConfig
 from denoiserl.train.inputs import fingerprints
 from denoiserl.train.metrics_log import MetricsLog
@@ -67,7 +66,8 @@ def run(
     settings, or if a file or folder that they name has changed (data, a module with an environment, a starting policy).
     More ``iterations`` are allowed if the recipe's ``EXTENDABLE`` says so; environments then restart where the run had
     ended. Ctrl-C lets the iteration finish, saves, prints how to resume, and raises SystemExit(130) (143 for SIGTERM).
-    A second Ctrl-C stops at once, and the run resumes from its last save.
+    A second Ctrl-C stops at once, and the run resumes from its last save. A folder made here goes again if the run is
+    refused before its first row.
     """
     folder = Path(folder)
     settings = {
@@ -83,14 +83,14 @@ def run(
     for name, value in (("save_every", save_every), ("env_restart_every", env_restart_every)):
         check_value(Count | None, value, name)
     keep, place = Run(folder, device, save_every, budget, env_restart_every), DeviceConfig(device, precision, threads)
-    with _alone(folder):
+    with _removed_if_refused(folder), _alone(folder):
         store.remove_partial_writes(folder)
         given = fingerprints(getattr(program, "inputs", lambda of: of)(args), folder)
         record = _record(folder, json.loads(json.dumps(settings)), given, getattr(args, "seed", None), program, args)
         with place.activate() as record["place"]:
             store.write_json(folder / "run.json", record)
             last, rows = _consume(program, args, keep, record["seed"], progress, tensorboard)
-        record["finished"] = _now()
+        record["finished"] = utc_time()
         store.write_json(folder / "run.json", record)
     return {"folder": str(folder), "rows": rows, "last": last, "spent": keep.usage(), "place": record["place"]}
 
@@ -197,17 +197,29 @@ def _record(
             f"{folder} began with other contents of {', '.join(changed)} (the data, file or policy that it names was "
             "changed or removed): put them back, or give a new folder."
         )
-    again = {"time": _now(), "commit": fresh["commit"], "versions": fresh["versions"], "budget": settings["budget"]}
+    again = {"time": utc_time(), "commit": fresh["commit"], "versions": fresh["versions"], "budget": settings["budget"]}
     again |= {"iterations": [was, more]} if found else {}
     resumed = [*old.get("resumed", []), again]
-    now = {
+    renewed = {
         "args": settings["args"],
         "about": fresh["about"],
         "budget": settings["budget"],
         "given": given,
         "resumed": resumed,
     }
-    return {**fresh, **old, **now}
+    return {**fresh, **old, **renewed}
+
+
+@contextmanager
+def _removed_if_refused(folder: Path) -> Iterator[None]:
+    """Remove the folder after an error of ours if it is new and holds no row and no save."""
+    new = not folder.exists()
+    try:
+        yield
+    except DenoiseRLError:
+        if new and folder.is_dir() and _unborn(folder):
+            shutil.rmtree(folder)
+        raise
 
 
 def _unborn(folder: Path) -> bool:
@@ -267,31 +279,3 @@ def _name(program: Any) -> str:
     if file is None:
         raise RunError(f"The program {name!r} is neither an importable module nor a file: save it as one.")
     return str(Path(file).resolve())
-
-
-def provenance() -> dict[str, Any]:
-    """Return the time, the commit and the versions for a record."""
-    return {"created": _now(), "commit": _commit(), "versions": _versions()}
-
-
-def _versions() -> dict[str, str]:
-    try:
-        own = importlib.metadata.version("denoiserl")
-    except importlib.metadata.PackageNotFoundError:
-        own = "source"
-    return {"denoiserl": own, "torch": torch.__version__, "python": platform.python_version()}
-
-
-def _commit() -> str | None:
-    """Return the commit of this module's working tree, if there is one; a "+" marks uncommitted changes."""
-    here = Path(__file__).parent
-    try:
-        command = ["git", "-C", str(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() or None if done.returncode == 0 else None
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

@@ -56,7 +56,7 @@ def folder(args: Args, device: str = "cpu") -> Path:
 
 
 def load_start(task: Task, path: Path, args: Args, run: Run) -> Policy:
-    """Load the start at ``path``; a task that cannot rebuild its networks makes it again, in memory."""
+    """Load the starting policy at ``path``. If the task cannot rebuild its networks, make the policy again."""
     try:
         return task.load_policy(path / "last", run.device)
     except RunError:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
+from denoiserl.core.tree import require_tensor
 
 Shape = int | Sequence[int]
 
@@ -106,9 +107,8 @@ class ConditionEmbedding(nn.Module):
         if self.project is None:
             if cond is None:
                 return None
-            raise InvalidInputError(
-                f"The network was built without a condition and got {list(cond.shape)}: pass cond=<size>."
-            )
+            found = list(cond.shape) if isinstance(cond, Tensor) else f"a {type(cond).__name__}"
+            raise InvalidInputError(f"The network was built without a condition and got {found}: pass cond=<size>.")
         if cond is None:
             if self.null is None:
                 raise InvalidInputError(
@@ -116,6 +116,7 @@ class ConditionEmbedding(nn.Module):
                     "with null=True, which learns an embedding for 'no condition'."
                 )
             cond = self.null
+        cond = require_tensor(cond, f"[B, {self.size}]")
         if cond.ndim < 2 or math.prod(cond.shape[1:]) != self.size:
             raise InvalidInputError(
                 f"The network needs a condition of {self.size} numbers per row, [B, {self.size}], but got "

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.tree import require_tensor
 from denoiserl.nn.embed import shape
 
 BYTES = "give them in bytes, uint8 from 0 to 255; for numbers x in [0, 1] that is (255 * x).round()"
@@ -66,9 +67,14 @@ class ImageConditionedNet(nn.Module):
         """Return the state and the points, [B, o + 2·points]. Raise InvalidInputError for other conditions."""
         wanted = [self.size, self.size, self.colours]
         if not isinstance(cond, dict) or not {"image", "state"} <= set(cond):
-            found = sorted(cond) if isinstance(cond, dict) else list(cond.shape[1:])
+            shape_or_type = list(cond.shape[1:]) if isinstance(cond, Tensor) else type(cond).__name__
+            found = list(cond) if isinstance(cond, dict) else shape_or_type
             raise InvalidInputError(f"this policy needs a dict of 'image' {wanted} and 'state' [o], not {found}")
-        image = cond["image"]
+        image, state = (require_tensor(cond[name], "[B, ...]") for name in ("image", "state"))
+        if len(image) != len(state):
+            raise InvalidInputError(
+                f"there are {len(image)} images and {len(state)} states: give both one row per observation"
+            )
         if list(image.shape[1:]) != wanted:
             raise InvalidInputError(
                 f"this policy needs images {wanted}, not {list(image.shape[1:])}: crop or resize them, with the "
@@ -77,7 +83,7 @@ class ImageConditionedNet(nn.Module):
         in_bytes(image)
         weight = self.points.nets.weight
         pixels = image.movedim(-1, 1).to(weight.dtype).div(255.0) - 0.5
-        return torch.cat([cond["state"].to(weight.dtype), self.points(self.maps(pixels))], 1)
+        return torch.cat([state.to(weight.dtype), self.points(self.maps(pixels))], 1)
 
     def embed_condition(self, cond: Any) -> Any:
         """Return the embedding of ``inner`` of the features."""

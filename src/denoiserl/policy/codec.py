@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -51,6 +52,27 @@ class IdentityCodec:
     def initial_state(self, cond: Tree) -> Tree:
         """Return None, the prior."""
         return None
+
+
+def check_execution_horizon(execute: Any, event_shape: tuple[int, ...], codec: Any) -> int | None:
+    """Return how many actions of a chunk are executed; None, all, is returned as it is.
+
+    Raise InvalidInputError if the event is no chunk of actions [H, d], or if ``execute`` is not a whole number from 1
+    to H (to the actions that the codec decodes, if it has a number ``execute``).
+    """
+    if execute is None:
+        return None
+    if len(event_shape) != 2:
+        raise InvalidInputError(
+            f"the policy decides {list(event_shape)}, not a chunk of actions [H, d]: it has no execution horizon; give "
+            "None"
+        )
+    most = int(getattr(codec, "execute", event_shape[0]))
+    if isinstance(execute, bool) or not isinstance(execute, numbers.Integral) or not 1 <= int(execute) <= most:
+        raise InvalidInputError(
+            f"execute is between 1 and the chunk's {most} actions, not {execute!r}: give such an int, or None for all"
+        )
+    return int(execute)
 
 
 def _ids(canvas: Any) -> Any:

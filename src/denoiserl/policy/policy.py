@@ -7,7 +7,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,29 +15,19 @@ from torch import Tensor, nn
 from denoiserl.core.device import as_device
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.tree import Tree, leaves, tensors, tree_map
+from denoiserl.core.tree import Tree, leaves, tree_map
 from denoiserl.distributions import Distribution
 from denoiserl.policy import likelihood
 from denoiserl.policy.chain import Chain, ChainSteps
-from denoiserl.policy.codec import Codec, IdentityCodec, InfillCodec
-from denoiserl.policy.observation import to_batch
-from denoiserl.policy.sampler import Draw, Record, RecordAll, RecordSample, make_sampler
+from denoiserl.policy.codec import Codec, IdentityCodec, InfillCodec, check_execution_horizon
+from denoiserl.policy.controller import check_controller
+from denoiserl.policy.observation import to_batch, to_condition
+from denoiserl.policy.sampler import Draw, Record, RecordAll, RecordSample, count_samples, make_sampler
 from denoiserl.policy.saved_policy import read_policy, write_policy
 from denoiserl.policy.weights import Weights
 from denoiserl.processes import Process, StepTable
 from denoiserl.processes.denoiser import Denoiser
 from denoiserl.processes.tokens import check_rows
-
-
-class Controller(Protocol):
-    """A controller of the samples of a policy: it chooses among samples, or chooses the initial noise.
-
-    It is a module with ``config``, so that it is saved with the policy; the policy itself does not change.
-    """
-
-    def generate(self, policy: Policy, cond: Tree, rng: Rng, rows: int | None) -> Tree:
-        """Return final states in model units; ``cond`` in data units. Draw from ``policy.sample_chain``."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -133,13 +123,21 @@ class Policy:
         return replace(self, active_weights=name)
 
     def with_controller(self, controller: Any) -> Policy:
-        """Return the policy, on the same weights, with a ``Controller`` (None: without)."""
+        """Return the policy, on the same weights, with a ``Controller`` (None: without).
+
+        Raise InvalidInputError for anything else.
+        """
+        check_controller(controller)
         shared = copy.copy(self.weights)
         shared.control = controller
         return replace(self, weights=shared)
 
     def with_execution_horizon(self, execute: int | None) -> Policy:
-        """Return the policy, on the same weights, with an execution horizon: actions per chunk (None: all)."""
+        """Return the policy, on the same weights, with an execution horizon: actions per chunk (None: all).
+
+        Raise InvalidInputError unless it is an int from 1 to the number of actions in a chunk.
+        """
+        execute = check_execution_horizon(execute, self.event_shape, self.codec)
         shared = copy.copy(self.weights)
         shared.execute = execute
         return replace(self, weights=shared)
@@ -176,7 +174,7 @@ class Policy:
         ``micro_batch_size``: rows per call of the network.
         """
         rng = as_rng(rng, self.device)
-        cond = cond if isinstance(cond, Tensor) else tensors(cond, self.device)
+        cond = to_condition(cond, self.device)
         if start is None and (begin := self.codec.initial_state(cond)) is not None:
             start = (begin, 0)
         x, k = start or (None, 0)
@@ -196,8 +194,9 @@ class Policy:
         ``act`` takes one observation too. ``rng``: an ``Rng`` of one stream, or of a stream per row; or an int.
         """
         rng = as_rng(rng, self.device)
-        cond = cond if isinstance(cond, Tensor) else tensors(cond, self.device)
         if (control := self.weights.control) is not None:
+            cond = to_condition(cond, self.device)
+            rng.require_rows(count_samples([] if cond is None else [cond], rows))
             return self.codec.decode(control.generate(self, cond, rng, rows))  # type: ignore[operator]
         return self.codec.decode(self.sample_chain(cond, rng, rows, RecordSample(), use_eval_steps=True).sample)
 
@@ -222,7 +221,8 @@ class Policy:
             )
         batch, one = to_batch(obs, self.codec, self.device)
         rng = as_rng(secrets.randbits(63) if rng is None else rng, self.device)
-        actions = self.generate(batch, rng)[:, : self.weights.execute]
+        execute = check_execution_horizon(self.weights.execute, self.event_shape, self.codec)
+        actions = self.generate(batch, rng)[:, :execute]
         actions = actions[0] if one else actions
         return actions if any(isinstance(v, Tensor) for v in leaves(obs)) else actions.numpy(force=True)
 

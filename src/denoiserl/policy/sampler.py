@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -122,12 +123,8 @@ def make_sampler(
         micro_batch_size: int | None = None,
     ) -> Chain:
         trees = [tree for tree in (cond, None if start is None else start[0]) if tree is not None]
-        given = [*map(count_rows, trees), *([] if rows is None else [rows])]
-        if not given:
-            raise InvalidInputError("a draw without condition needs rows=, the number of samples")
-        if len(set(given)) > 1:
-            raise InvalidInputError(f"the condition, the start and rows= disagree about the number of rows: {given}")
-        count, rng = given[0], as_rng(rng, first(trees[0]).device if trees else "cpu")
+        count, rng = count_samples(trees, rows), as_rng(rng, first(trees[0]).device if trees else "cpu")
+        rng.require_rows(count)
         cond = cond if start is None else process.condition(cond, start[0])
         begin = 0 if start is None else start[1]
         if not 0 <= begin < n:
@@ -154,6 +151,20 @@ def make_sampler(
         return _join(pieces, cond)
 
     return draw
+
+
+def count_samples(trees: list[Tree], rows: int | None) -> int:
+    """Return the number of rows of conditions and starts, or ``rows``. Raise InvalidInputError if they disagree."""
+    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, numbers.Integral) or rows < 0):
+        raise InvalidInputError(f"rows= is the number of samples, an int from 0 on, not {rows!r}: give rows=4")
+    given = [*map(count_rows, trees), *([] if rows is None else [int(rows)])]
+    if not given:
+        raise InvalidInputError("a draw without condition needs rows=, the number of samples: give observations, or it")
+    if len(set(given)) > 1:
+        raise InvalidInputError(
+            f"the condition, the start and rows= disagree about the number of rows, {given}: make them equal"
+        )
+    return given[0]
 
 
 def _join(pieces: list[Chain], cond: Tree) -> Chain:

@@ -7,9 +7,10 @@ from typing import Any
 
 from torch import nn
 
-from denoiserl.core.errors import RunError
+from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.serialization import store
 from denoiserl.core.serialization.config import from_config, to_config
+from denoiserl.policy.codec import check_execution_horizon
 from denoiserl.policy.weights import AdapterOff, Weights, load_checked
 from denoiserl.processes import StepTable
 
@@ -49,8 +50,9 @@ def write_policy(policy: Any, path: Path) -> Path:
         "codec": to_config(policy.codec),
         "weights": dict(denoiser.state_dict()),
     }
-    if policy.weights.execute is not None:
-        tree["execute"] = policy.weights.execute
+    execute = check_execution_horizon(policy.weights.execute, policy.event_shape, policy.codec)
+    if execute is not None:
+        tree["execute"] = execute
     if (control := policy.weights.control) is not None:
         tree |= {"control": to_config(control), "control weights": dict(control.state_dict())}
     return store.write(path, tree)
@@ -69,7 +71,10 @@ def read_policy(path: Path, net: nn.Module | None, part: nn.Module | None) -> tu
             own.data = own.data.to(tree["weights"].get(name, own).dtype)
     load_checked(denoiser, tree["weights"])
     weights = Weights(denoiser)
-    weights.execute = tree.get("execute")
+    try:
+        weights.execute = check_execution_horizon(tree.get("execute"), tuple(tree["event"]), codec)
+    except InvalidInputError as error:
+        raise RunError(f"{path} holds a damaged policy ({error}): train it again, or use another copy") from error
     if "control" in tree:
         control = from_config(tree["control"], part)
         load_checked(control, tree["control weights"])

@@ -81,7 +81,7 @@ def _named(layer: Any, part: str) -> dict[str, Any]:
 class Weights:
     """Named parameter sets of one denoiser. ``current`` is the module itself and the only one that learns.
 
-    ``control``: the controller of the policy's samples (``denoiserl.policy.policy.Controller``), or None. ``execute``:
+    ``control``: the controller of samples (``denoiserl.policy.controller.Controller``), or None. ``execute``:
     the execution horizon, actions of a chunk that are executed before the next decision (None: all).
     """
 

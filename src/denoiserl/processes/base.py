@@ -140,7 +140,7 @@ class Process(ABC):
         return self.renoise(x0, n, rng, live)
 
     def condition(self, cond: Tree, start: Tree) -> Tree:
-        """Return ``cond`` with what steps must know of the state that chains start from. By default: ``cond``."""
+        """Return ``cond``, with what the steps need to know of the initial state ``start``. By default: ``cond``."""
         return cond
 
     def check(self, start: Tree, n: int, event: tuple[int, ...]) -> None:  # noqa: B027 - most can start anywhere
@@ -148,7 +148,7 @@ class Process(ABC):
         ``event``."""
 
     def finish(self, x: Tree, start: Tree) -> Tree:
-        """Return the sample of a final state ``x``, given where its chain started. By default: ``x``."""
+        """Return the sample of the final state ``x`` of a chain from ``start``. By default: ``x``."""
         return x
 
     @abstractmethod

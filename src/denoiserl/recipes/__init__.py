@@ -21,6 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
+from denoiserl.core.settings import Settings
 
 if TYPE_CHECKING:  # the cards of recipes are read without torch
     from denoiserl.core.rng import Rng
@@ -159,6 +160,8 @@ def check_inputs(policy: Any, signal: Any, kind: str, args: Any, known: type[Any
         whose = f"{type(args).__module__.rpartition('.')[2]}.{type(args).__name__}"
         hint = f"{name}.Args(**settings)" if isinstance(args, Mapping) else f"{name}.Args(...)"
         raise InvalidInputError(f"{name} takes its own settings, {name}.Args, not a {whose}: give {hint}")
+    if isinstance(args, Settings):
+        args.check_denoising_steps(len(policy.train_steps))
     if kind == "env" and not hasattr(signal, "collect"):
         raise InvalidInputError(
             f"{name} learns in a Collector, not in a {type(signal).__name__}: give Collector(env, num_envs=8), where "

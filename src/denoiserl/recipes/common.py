@@ -86,7 +86,7 @@ def select_rows(noised: Noised, index: Tensor) -> Noised:
 
 
 def generated_mask(policy: Policy, prompts: Tree, sample: Any) -> Tensor | None:
-    """Return where answers are, [B, L] bool: the canvas's masks, up to and with the first end of text.
+    """Return the mask of the answers, [B, L] bool: the canvas's masks, up to and with the first end of text.
 
     None for policies that write no tokens.
     """

@@ -56,7 +56,7 @@ def compact_letters(
 
 
 def _split(columns: list[frozenset[int]], i: int, j: int) -> list[frozenset[int]]:
-    """Insert the pair (i, j), then absorb."""
+    """Split the columns that hold both i and j, then drop columns that another one contains."""
     whole = [column for column in columns if not {i, j} <= column]
     parts = {column - {k} for column in columns if {i, j} <= column for k in (i, j)}
     kept = [part for part in parts if not any(part <= column for column in whole)]

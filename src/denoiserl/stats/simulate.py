@@ -38,17 +38,17 @@ class Simulated:
 
 
 def anytime_pairs(first: numpy.ndarray, second: numpy.ndarray, level: float) -> numpy.ndarray:
-    """Return when ``e_pairs``, evaluated after every pair, first rejects."""
+    """Return the number of pairs after which ``e_pairs`` first rejects at ``level``; 0 for never."""
     return stopping_time(e_pairs(first, second), level)
 
 
 def anytime_rates(first: numpy.ndarray, second: numpy.ndarray, level: float) -> numpy.ndarray:
-    """Return when ``e_rates``, evaluated after every pair, first rejects."""
+    """Return the number of pairs after which ``e_rates`` first rejects at ``level``; 0 for never."""
     return stopping_time(e_rates(first, second), level)
 
 
 def repeated_z_test(every: int) -> Test:
-    """Return the pooled z-test of two rates, repeated after each ``every`` pairs until it rejects.
+    """Return a test: the pooled z-test of two rates, repeated after each ``every`` pairs until it rejects.
 
         z = (p̂₁ - p̂₂) / √(2 p̂(1 - p̂)/t)  >  Φ⁻¹(1 - level)
 

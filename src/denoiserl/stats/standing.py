@@ -122,7 +122,7 @@ class ComparisonTable:
         return found[name]
 
     def contrast(self, first: str, second: str) -> Contrast:
-        """Return ``first`` minus ``second``; it is negated if the table holds the pair the other way round."""
+        """Return the contrast ``first`` minus ``second``, also if the table holds ``second`` minus ``first``."""
         for name in (first, second):
             self.row(name)
         for c in self.contrasts:

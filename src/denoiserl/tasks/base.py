@@ -57,7 +57,8 @@ class Task:
 
     Optional: ``render(policy, seed, n)``, pictures and videos; ``continue_imitation(policy, seed, updates, run,
     stream)``, the control that only imitates for longer; ``restore(path, device)``, to load policies with custom
-    networks; ``caption``, a sentence for the pictures; ``num_eval_trials``, trials per evaluation during training.
+    networks; ``caption``, a sentence for the pictures; ``num_eval_trials``, trials per evaluation during training;
+    ``num_denoising_steps``, those of its starting policies, which settings of methods must fit.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Task:
     restore: Callable[[Path, torch.device], Policy] | None = None
     caption: str = ""
     num_eval_trials: int = 50
+    num_denoising_steps: int | None = None
     better: Literal["higher", "lower"] = "higher"
 
     def __post_init__(self) -> None:

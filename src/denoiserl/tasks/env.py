@@ -79,7 +79,7 @@ class Args(Settings):
     """gradient steps of imitation"""
     pretrain_batch_size: Count = 256
     """items per gradient step of imitation; windows"""
-    pretrain_lr: NonNegative = 1e-3
+    pretrain_lr: Positive = 1e-3
     """learning rate of imitation (AdamW, warm-up, cosine decay)"""
     noise_map: Literal["full", "repeated", "smooth"] = "full"
     """of a steered policy: how decisions become noise"""
@@ -92,8 +92,10 @@ class Args(Settings):
 
     def check_relations(self) -> None:
         """Raise RunError if settings do not fit each other."""
-        if self.start is None:  # the policy at start has a horizon of its own
+        if self.start is None:  # the policy at start has horizons of its own
             self.require_order("execution_horizon", "action_horizon")
+            problem = f"obs_horizon = {self.obs_horizon}: clones get one observation. Give 1, or a policy at start"
+            self.require_fit(self.obs_horizon == 1, problem)
 
 
 Make = Callable[[Args, Demonstrations | Collector, int, str | torch.device], Policy]
@@ -102,11 +104,7 @@ Make = Callable[[Args, Demonstrations | Collector, int, str | torch.device], Pol
 def make_env(base: Args) -> Any:
     """Return the environment in a form that ``Collector`` and ``evaluate`` accept."""
     env = environment(base.env, base.max_episode_steps)
-    if base.obs_horizon == 1:
-        return env
-    if base.start is None:
-        raise RunError("cloned policies get one observation: use --obs-horizon with a policy at --start only")
-    return partial(ObservationHistory, env, base.obs_horizon)
+    return env if base.obs_horizon == 1 else partial(ObservationHistory, env, base.obs_horizon)
 
 
 def has_demonstrations(base: Args) -> bool:
@@ -116,7 +114,7 @@ def has_demonstrations(base: Args) -> bool:
 
 @lru_cache(maxsize=2)
 def load_demonstrations(base: Args, seed: int) -> Demonstrations:
-    """Return the demonstrations: the script's, failures included; or those at ``data``, for every seed the same."""
+    """Return demonstrations: the scripted expert's, failures included, or those at ``data``, equal for all seeds."""
     if not has_demonstrations(base):
         raise RunError(
             f"{base.env} has no scripted expert: give demonstrations with --data, or a policy with --start; dppo, ppo, "
@@ -297,4 +295,5 @@ def task(base: Args) -> Task:
         if has_demonstrations(base) and base.start is None
         else None,
         caption="The first episodes from held-out starts, at twice their speed.",
+        num_denoising_steps=base.sampling_steps if base.start is None else None,
     )

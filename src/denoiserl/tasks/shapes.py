@@ -17,7 +17,7 @@ from torch import Tensor
 
 from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Settings
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.nn import DiT
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Diffusion, GaussianDenoiser, ddim, flow_sde, linear, time_grid
@@ -39,7 +39,7 @@ class Args(Settings):
     """gradient steps of imitation"""
     pretrain_batch_size: Count = 64
     """items per gradient step of imitation; images"""
-    pretrain_lr: NonNegative = 6e-3
+    pretrain_lr: Positive = 6e-3
     """learning rate of imitation (AdamW, cosine decay)"""
     label_noise: Fraction = 0.3
     """probability that a label is wrong; a caption names a random colour"""
@@ -189,4 +189,5 @@ def task(base: Args) -> Task:
         ),
         caption="Top: the prompted scenes. Bottom: the generated images.",
         num_eval_trials=512,
+        num_denoising_steps=base.sampling_steps,
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
+from denoiserl.core.settings import Count, CountOrZero, Fraction, Positive, Settings
 from denoiserl.nn import Transformer
 from denoiserl.oracles import sudoku
 from denoiserl.policy.codec import InfillCodec
@@ -41,7 +41,7 @@ class Args(Settings):
     """items per gradient step of imitation; grids"""
     pretrain_micro_batch_size: Count | None = None
     """grids per forward pass (None: all)"""
-    pretrain_lr: NonNegative = 3e-3
+    pretrain_lr: Positive = 3e-3
     """learning rate of imitation (AdamW, cosine decay)"""
     policy_width: Count = 48
     """width of the policy network; features per cell"""

@@ -68,7 +68,7 @@ def load_recording(
 
 
 def bounds(tree: Any, space: Any, where: str = "") -> Iterator[tuple[str, Any, Any, Any]]:
-    """Yield (name, rows [N, d], low, high) of observations whose space has bounds; an image is its largest value."""
+    """Yield (name, rows [N, d], low, high) of bounded observations; of an image the largest value counts."""
     if isinstance(tree, dict):
         for name, value in tree.items():
             spaces = getattr(space, "spaces", None)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
-from denoiserl.core.settings import Count, CountOrZero, NonNegative, Settings
+from denoiserl.core.settings import Count, CountOrZero, Positive, Settings
 from denoiserl.data import Demonstrations
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.envs.by_name import environment as named
@@ -61,7 +61,7 @@ class Args(Settings):
     """gradient steps of imitation; of the baseline"""
     pretrain_batch_size: Count = 256
     """items per gradient step of imitation; rows"""
-    pretrain_lr: NonNegative = 1e-3
+    pretrain_lr: Positive = 1e-3
     """learning rate of imitation; of the baseline"""
 
 
@@ -73,7 +73,7 @@ def maze(base: Args) -> Maze:
 
 @lru_cache(maxsize=2)
 def load_dataset(base: Args, seed: int) -> Demonstrations | EpisodeDataset:
-    """Return positions and actions without rewards; or the data at ``data``, for every seed the same."""
+    """Return a maze's positions and actions without rewards, or the data at ``data``, equal for all seeds."""
     if base.data != "maze":
         return load_recording(
             base.data, named(required_env(base)), base.out_of_bounds_actions, base.exclude_episodes, base.obs_keys

@@ -5,6 +5,7 @@ States and distributions stay float32. No setting depends on a measurement: the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class DeviceConfig:
         if self.precision not in PRECISIONS:
             raise RunError(unknown_name_message(self.precision, PRECISIONS, "precision"))
         check_value(Count | None, self.threads, "threads")
+        if self.threads is not None and self.threads > (limit := 8 * (os.cpu_count() or 8)):
+            raise RunError(f"threads = {self.threads} is far more than this machine's cores: give at most {limit}")
         as_device(self.device)
 
     @contextmanager

@@ -168,7 +168,7 @@ NONE: dict[str, Any] = dict.fromkeys(("cond", "live", "counts"))
 
 
 def _stored(data: dict[str, Any]) -> TrainingRows:
-    """Return rows from tensors."""
+    """Return the rows of tensors [N, ...] as ``TrainingRows``."""
     size = _checked(data)
     data = tree_map(lambda v: v.contiguous(), data)
     return TrainingRows(size, lambda index: tree_map(lambda v: v.index_select(0, index.to(v.device)), data), data)

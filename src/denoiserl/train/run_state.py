@@ -70,10 +70,6 @@ class Position:
     first: int
     """first iteration of this process"""
 
-    def due(self, every: int) -> bool:
-        """Return whether this iteration is one of every ``every``, or the last; for evaluations and plots."""
-        return (self.iteration + 1) % every == 0 or self.iteration + 1 == self.total
-
 
 class Run:
     """State and budget of a run.
@@ -209,7 +205,7 @@ class Run:
 
     @contextmanager
     def uncharged(self) -> Iterator[None]:
-        """Count nothing of what happens inside: no units, no seconds. For evaluations during training."""
+        """Exclude the code inside the context from the usage, units and seconds; for evaluations during training."""
         began = time.perf_counter()
         try:
             with no_usage_counting():
@@ -218,7 +214,7 @@ class Run:
             self._root().free += time.perf_counter() - began
 
     def count(self, unit: str, n: int = 1) -> None:
-        """Count ``n`` more of ``unit``, for work that nothing else counts."""
+        """Add ``n`` to the usage of ``unit``, for work that the library does not count itself."""
         self.meter.add(unit, n)
 
     def usage(self) -> dict[str, float]:

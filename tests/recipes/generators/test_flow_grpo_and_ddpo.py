@@ -112,8 +112,8 @@ def test_a_window_is_stochastic_early_and_the_ode_afterwards() -> None:
     torch.testing.assert_close(rest.sample, chain.sample)
     whole = flow_grpo.sde_window_policy(made, 0)
     assert whole.train_steps is made.train_steps and len(whole.sample_chain(asked, Rng(0))) == 10
-    with pytest.raises(InvalidInputError, match="does not fit"):
-        flow_grpo.sde_window_policy(made, 11)
+    with pytest.raises(RunError, match="sde_window = 11 is above the policy's 10 steps: give at most 10"):
+        next(flow_grpo.improve(made, WORLD, flow_grpo.Args(sde_window=11), 0))
 
 
 @both

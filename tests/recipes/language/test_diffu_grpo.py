@@ -193,7 +193,7 @@ def test_two_updates_are_those_of_the_paper(case: str, monkeypatch: pytest.Monke
 
 def test_a_mask_that_hides_nothing_teaches_nothing() -> None:
     spy = Spy()
-    a = replace(A, iterations=1, answer_mask=(0.0, 0.0), prompt_mask=0.0)
+    a = replace(A, iterations=1, answer_mask=(0.0, 1e-9), prompt_mask=0.0)
     (row,) = diffu_grpo.improve(start(), (Judge(), CANVASES), a, Asks(3), spy)
     agree(spy.states[1]["policy"], spy.states[0]["policy"], 0.0)
     assert (

@@ -173,7 +173,7 @@ def test_mdlm_refuses_data_that_it_would_misread():
 
 
 def test_mdlm_bound_reaches_the_entropy_of_its_data():
-    """Tokens that are equal, and otherwise fair: the best bound is −log 2 a sequence, −log(2)/2 a token."""
+    """Tokens that are equal, and otherwise fair: the best bound is −log 2 per sequence, −log(2)/2 per token."""
     policy, data = toy(1), torch.tensor([[0, 0], [1, 1]])
     list(mdlm.improve(policy, data, mdlm.Args(num_updates=300, batch_size=64, lr=1e-2), Rng(0)))
     with torch.no_grad():

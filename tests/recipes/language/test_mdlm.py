@@ -82,7 +82,7 @@ def test_updates_are_those_of_the_paper(case: str) -> None:
 
 
 def test_the_bound_is_that_of_the_paper() -> None:
-    """2502.09992, equation 6: k of L positions are hidden, k even in 1 ... L; (L/k) Σ log p(x₀_i | x_k), a token."""
+    """2502.09992, equation 6: k of L positions are hidden, k even in 1 ... L; (L/k) Σ log p(x₀_i | x_k), per token."""
     made, rng, draws = start("bare"), Tape(3), 3
     with torch.no_grad():
         found = float(made.elbo(BARE, None, rng, draws).mean()) / L

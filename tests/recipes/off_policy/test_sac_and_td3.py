@@ -139,7 +139,7 @@ def test_the_same_seed_is_the_same_run_and_a_resumed_run_ends_where_it_would_hav
 
 @pytest.mark.parametrize("recipe", [sac, td3])
 def test_updates_are_as_many_as_asked(recipe: Any) -> None:
-    """``utd`` updates a decision after ``begin``, whatever the size of an iteration, and none before."""
+    """``utd`` updates per decision after ``begin``, whatever the size of an iteration, and none before."""
     drawn: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(twin_critics, "half_squared_error", lambda v, y: drawn.append(1) or (v - y.detach()).square())
@@ -179,7 +179,7 @@ def test_what_does_not_fit_is_refused(recipe: Any) -> None:
 @pytest.mark.parametrize("recipe", [sac, td3])
 @pytest.mark.parametrize("begin", [0, 40])
 def test_learning_waits_for_a_batch(recipe: Any, begin: int) -> None:
-    """With 16 decisions an iteration and batches of 64, updates come from the fourth iteration on, none is lost."""
+    """With 16 decisions per iteration and batches of 64, updates come from the fourth iteration on, none is lost."""
     drawn: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(twin_critics, "half_squared_error", lambda v, y: drawn.append(1) or (v - y.detach()).square())

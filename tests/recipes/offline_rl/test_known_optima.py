@@ -397,7 +397,7 @@ def test_who_knows_something_already_takes_the_first_decisions_itself(recipe: An
                 return super().step(action)
 
         a = recipe.Args(
-            iterations=1,
+            iterations=9,
             num_envs=4,
             rollout_steps=30,
             learning_starts=1000,
@@ -405,7 +405,7 @@ def test_who_knows_something_already_takes_the_first_decisions_itself(recipe: An
             **({"exploration_noise": 0.1} if recipe is td3 else {}),
         )
         before = [p.detach().clone() for p in made.parameters()]
-        list(recipe.improve(made, Collector(Heard, 4, 1), a, Rng(3)))
+        next(recipe.improve(made, Collector(Heard, 4, 1), a, Rng(3)))
         assert all(torch.equal(p, q) for p, q in zip(before, made.parameters(), strict=True))
         centre[first] = float(torch.tensor(done).mean())
     assert abs(centre["random"]) < 0.45 and centre["policy"] > 1.2, "in a box of [-2, 2]"
@@ -461,14 +461,14 @@ def test_locosmall_has_three_grades_and_is_made_once(tmp_path: Path, monkeypatch
     monkeypatch.setenv("DENOISERL_CACHE", str(tmp_path))
     make, calls = locosmall.generate_grades, []
     monkeypatch.setattr(
-        locosmall, "generate_grades", lambda name: calls.append(name) or make(name, iters=5, episodes=3)
+        locosmall, "generate_grades", lambda name: calls.append(name) or make(name, iters=6, episodes=3)
     )
     first = {grade: locosmall.load_dataset("swingup", grade) for grade in locosmall.GRADES}
     locosmall._all.cache_clear()
     again = locosmall.load_dataset("swingup", "medium-replay")
     assert calls == ["swingup"] and len(list((tmp_path / "locosmall").iterdir())) == 1
     replay = first["medium-replay"]
-    assert torch.equal(again.demos.actions, replay.demos.actions) and len(replay.demos.actions) == 5 * 8 * 25
+    assert torch.equal(again.demos.actions, replay.demos.actions) and len(replay.demos.actions) == 6 * 8 * 25
     for data in first.values():
         obs, after = data.demos.observations, torch.cat([data.demos.observations[1:], data.last[-1:]])
         after[data.demos.ends - 1] = data.last

@@ -37,7 +37,7 @@ class Behaviour(Denoiser):
 
 
 def drawn(guide) -> Tensor:
-    """[4000, 2, 2]: one state and one action a step; the same draws whatever the guide."""
+    """[4000, 2, 2]: one state and one action per step; the same draws whatever the guide."""
     return heun(Behaviour(), time_grid(STEPS), (2, 2), 4000, Rng(0), churn=STILL, guide=guide)
 
 

@@ -42,7 +42,7 @@ A = beyond_human.Args(
 CASES = {
     "diffusion": A,  # by DPPO; more than the wanted episodes are left
     "gaussian": replace(
-        A, generator_lr=0.0, critic_warmup=0, max_recorded_episodes=18, num_student_episodes=40
+        A, generator_lr=0.0, critic_warmup=0, max_recorded_episodes=18, num_student_episodes=18
     ),  # by PPO, with its own learning rate; fewer
 }
 

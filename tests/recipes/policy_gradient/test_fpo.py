@@ -38,10 +38,10 @@ A = fpo.Args(
     value_lr=0.004, epochs=2, batch_size=5, critic_warmup=1,
 )  # fmt: skip
 CASES = {
-    "flow": A,  # mean (ε̂ − ε)², one ratio a decision, acted by the ODE
+    "flow": A,  # mean (ε̂ − ε)², one ratio per decision, acted by the ODE
     "eps": replace(
         A, loss_weight="velocity", ratio_per="each", rollout_sampler="train", critic_warmup=0
-    ),  # 1/σ² (x̂₀ − a)², one a pair, DDPM
+    ),  # 1/σ² (x̂₀ − a)², one per pair, DDPM
     "one_step": replace(A, rollout_sampler="train", critic_warmup=0, clip_range=0.2),
 }
 

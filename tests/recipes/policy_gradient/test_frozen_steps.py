@@ -191,7 +191,7 @@ def test_a_network_that_is_handed_over_on_loading_is_two(tmp_path: Path) -> None
 def test_a_network_that_is_made_anew_for_all_steps_is_not_half_frozen() -> None:
     made = improve(policy())
     made = replace(made, eval_steps=made.process.steps(time_grid(STEPS), ddim(0.0)))  # type: ignore[call-arg]
-    for recipe, a in ((gorl, gorl.Args(iterations=2)), (beyond_human, beyond_human.Args(iterations=1))):
+    for recipe, a in ((gorl, gorl.Args()), (beyond_human, beyond_human.Args())):
         with pytest.raises(InvalidInputError, match="frozen weights"):
             list(recipe.improve(made, Collector(Near, 4, 1), a, Rng(0)))  # type: ignore[arg-type]
 

@@ -44,7 +44,7 @@ CASES = {
     "swallowed": replace(
         SHORT, first_stage="actions", decoder_rollout_steps=7, rollout_steps=6
     ),  # resets are no decisions to imitate
-    "unfinished": replace(SHORT, decoder_rollout_steps=1),  # no first episode ends, so rewards a tick are compared
+    "unfinished": replace(SHORT, decoder_rollout_steps=1),  # no first episode ends, so rewards per step are compared
 }
 
 

@@ -167,7 +167,7 @@ def test_gorl_refuses_what_it_cannot_steer() -> None:
         latent_run(policy(), dataclasses.replace(GORL, first_stage="decode"))
     with pytest.raises(InvalidInputError, match="all plans are the same"):
         a = dataclasses.replace(
-            GORL, iterations=2, stage_fractions=(1.0, 1.0), first_stage="actions", initial_std=1e-5, lr=0.0
+            GORL, iterations=2, stage_fractions=(1.0, 1.0), first_stage="actions", initial_std=1e-5, lr=1e-9
         )
         latent_run(policy(), a)
 

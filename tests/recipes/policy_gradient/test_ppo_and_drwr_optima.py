@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -325,11 +326,8 @@ def test_entropy_is_rewarded_and_warmup_leaves_the_actor_alone() -> None:
         stds.append(float(made.denoiser.std.detach()))
     assert stds[0] < 0.5 < stds[1]
     made, net = linear()
-    rows = list(
-        ppo.improve(
-            made, Collector(Bandit, 16, 1), replace(PPO, iterations=12, critic_warmup=12, value_lr=1e-2), Rng(1)
-        )
-    )
+    warm = replace(PPO, iterations=13, critic_warmup=12, value_lr=1e-2)
+    rows = list(islice(ppo.improve(made, Collector(Bandit, 16, 1), warm, Rng(1)), 12))
     errors = [row["loss/value"] for row in rows]
     assert decided(net) == 0.0 and "kl" not in rows[-1] and float(np.mean(errors[4:])) < errors[0]
 

@@ -1,4 +1,4 @@
-"""ReinFlow beside 2505.22094: a path's density under injected noise, one ratio a decision, entropy, the W₂ bound."""
+"""ReinFlow beside 2505.22094: a path's density under injected noise, one ratio per decision, entropy, the W₂ bound."""
 
 from __future__ import annotations
 

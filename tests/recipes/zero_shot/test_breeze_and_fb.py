@@ -257,7 +257,7 @@ def test_overestimation_is_what_q_promised_less_what_came() -> None:
     path = begin[:, None].expand(-1, 11, -1)
     nothing = zero_shot_task.overestimation(asked, zero_shot_task.Walk(torch.zeros(5, 10), path, first), seen, reward)
     ones = zero_shot_task.overestimation(asked, zero_shot_task.Walk(torch.ones(5, 10), path, first), seen, reward)
-    gamma = 0.98**2  # two ticks a decision, five decisions
+    gamma = 0.98**2  # two environment steps per decision, five decisions
     assert torch.allclose(nothing - ones, torch.full((5,), sum(gamma**k for k in range(5))), atol=1e-4)
     both = asked.weights.control.verifier.represent  # type: ignore[union-attr]
     codec = require_task_conditioned(asked)

@@ -45,18 +45,18 @@ def measure(seed: int, repeats: int) -> Mapping[str, Mapping[str, Tensor]]:
 def plan(budget: str) -> Simulation:
     """Return the simulation: 20 000 comparisons per point and seed; five seeds, or twenty in the full budget."""
     seeds = tuple(range(5)) if budget == "laptop" else tuple(range(20))
-    return Simulation(lambda seed: measure(seed, 20_000), seeds, 20_000, "simulated comparisons a point", METRICS)
+    return Simulation(lambda seed: measure(seed, 20_000), seeds, 20_000, "simulated comparisons per point", METRICS)
 
 
 CLAIM = Claim(
     claim=(
-        "A sequential test of success rates keeps its type-I error whenever one stops, and needs far fewer roll- "
-        "outs than a fixed number of them; looking repeatedly at a test that is meant for one look does not keep "
-        "it"
+        "A sequential test of success rates keeps its type-I error whenever one stops, and needs far fewer "
+        "rollouts than a fixed number of them; looking repeatedly at a test that is meant for one look does not "
+        "keep it"
     ),
     paper="arXiv 2507.05331",
     pass_condition=(
-        "at level 0.05, at most 200 pairs and 20 000 comparisons a point: the anytime-valid test's type-I error, "
+        "at level 0.05, at most 200 pairs and 20 000 comparisons per point: the anytime-valid test's type-I error, "
         "at the worst of five rates, stays below 0.05 plus three standard errors; the z-test looked at every five "
         "pairs passes twice 0.05; at rates .6 and .3 the anytime-valid test sees the difference more than nine "
         "times in ten and uses less than 60 % of the pairs"

@@ -30,7 +30,7 @@ CLAIM = Claim(
     claim="Training on the decoder's own trace beats training on randomly masked completions",
     paper="arXiv 2509.06949",
     pass_condition=(
-        "unseen 4 x 4 sudokus solved at the two cells a step that learning used, sampled, after 40 960 verified "
+        "unseen 4 x 4 sudokus solved at the two cells per step that learning used, sampled, after 40 960 verified "
         "completions, mean over seeds: TraceRL exceeds random masking and diffu-GRPO by more than 3 points each, "
         "and the pretrained model"
     ),
@@ -42,7 +42,7 @@ CLAIM = Claim(
     plan=plan,
     calibration_note=(
         "The margin of 3 points was set before any run. Trials are sampled, as users sample. TraceRL's settings "
-        "were chosen on seeds 0 to 2 at four cells a step; every method has three tuning runs on a seed that no "
+        "were chosen on seeds 0 to 2 at four cells per step; every method has three tuning runs on a seed that no "
         "arm is judged on."
     ),
 )

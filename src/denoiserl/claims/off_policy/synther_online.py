@@ -32,10 +32,12 @@ def plan(budget: str) -> Study:
 
 
 CLAIM = Claim(
-    claim="With made transitions an off-policy learner takes many updates a step and needs fewer steps of its world",
+    claim=(
+        "With generated transitions an off-policy learner takes many updates per step and needs fewer environment steps"
+    ),
     paper="arXiv 2303.06614",
     pass_condition=(
-        "return on Pendulum-v1 after 3000 environment steps, mean over seeds: SynthER with 8 updates a decision "
+        "return on Pendulum-v1 after 3000 environment steps, mean over seeds: SynthER with 8 updates per decision "
         "exceeds SAC with one by more than 50, and SAC with 8 less 25 (95 % intervals of the paired differences)"
     ),
     conditions=(Condition("synther", "sac-one", 50.0), Condition("synther", "sac-many", -25.0)),

@@ -41,8 +41,9 @@ def with_one_step(policy: Policy) -> Policy:
 
 
 def rate(policy: Policy) -> tuple[float, float]:
-    """Return decisions per second of processor time, one state at a time and without a control, and network calls per
-    decision.
+    """Return decisions per second of processor time, and network calls per decision.
+
+    Decisions are taken for one state at a time, without a controller.
     """
     alone, least = policy.with_controller(None), math.inf
     obs = torch.zeros(1, 4, device=policy.device)
@@ -76,8 +77,8 @@ def task() -> Task:
     metrics = {
         "success": ("episodes that succeed", "%"),
         "one_step": ("episodes that succeed where decisions are one step", "%"),
-        "rate": ("decisions a second of processor time", "log10 /s"),
-        "calls": ("calls of the network a decision", ""),
+        "rate": ("decisions per second of processor time", "log10 /s"),
+        "calls": ("calls of the network per decision", ""),
     }
     return replace(base, outcomes=outcomes, metrics=metrics)
 
@@ -113,7 +114,7 @@ CLAIM = Claim(
     pass_condition=(
         "success in a sparse maze after equal updates on logged data, mean over seeds: OFQL is not worse than DQL of "
         "five steps and than FQL by 3 points or more, DQL served in one step loses more than 20 points, and OFQL "
-        "decides more than 1.5 times as often a second as DQL (95 % intervals, paired)"
+        "makes more than 1.5 times as many decisions per second as DQL (95 % intervals, paired)"
     ),
     conditions=(
         Condition("ofql", "dql", -0.03),

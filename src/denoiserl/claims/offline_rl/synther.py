@@ -44,8 +44,8 @@ CLAIM = Claim(
     paper="arXiv 2303.06614",
     pass_condition=(
         "score (0 random, 100 expert) of TD3+BC with 15 000 updates on swing-up, from 3000 recorded transitions, mean "
-        "over seeds: 50 000 made ones exceed the recorded ones by more than 5 and as many copies with noise less 1 "
-        "(95 % intervals of the paired differences)"
+        "over seeds: 50 000 generated ones exceed the recorded ones by more than 5 and as many copies with noise less "
+        "1 (95 % intervals of the paired differences)"
     ),
     conditions=(Condition("synther", "recorded", 5.0), Condition("synther", "augmented", -1.0)),
     plan=plan,

@@ -23,7 +23,7 @@ METRICS = {
     "correlations": ("mean change of a correlation", ""),
     "dynamics": ("mean distance to what truly follows, in standard deviations", ""),
     "novelty": ("the least distance to a recorded row, in standard deviations", ""),
-    "memory": ("median distance of held-out rows to recorded ones over that of made rows", ""),
+    "memory": ("median distance of held-out rows to recorded ones over that of generated rows", ""),
 }
 
 
@@ -74,12 +74,12 @@ def plan(budget: str) -> Simulation:
 
 
 CLAIM = Claim(
-    claim="Made transitions have the marginals, correlations and dynamics of recorded ones, and are no copies",
+    claim="Generated transitions have the marginals, correlations and dynamics of recorded ones, and are no copies",
     paper="arXiv 2303.06614",
     pass_condition=(
-        "of 4000 transitions of the swing-up and as many made ones: no Kolmogorov-Smirnov distance above 0.1, "
+        "of 4000 transitions of the swing-up and as many generated ones: no Kolmogorov-Smirnov distance above 0.1, "
         "correlations that change by less than 0.05 in the mean, what follows less than three times as far from the "
-        "truth as the nearest recorded neighbour says, and no made row that is a recorded one"
+        "truth as the nearest recorded neighbour says, and no generated row that is a recorded one"
     ),
     conditions=(
         Condition(0.1, "made", 0.0, "marginals"),
@@ -88,5 +88,5 @@ CLAIM = Claim(
         Condition("made", 0.0, 0.0, "novelty"),
     ),
     plan=plan,
-    calibration_note="Set before any run, as the specification has them; memory is told and no condition speaks of it.",
+    calibration_note="Set before any run, as the specification has them; memory is reported and no condition uses it.",
 )

@@ -45,7 +45,7 @@ def plan(budget: str) -> Study:
         "ppo": Arm("ppo", size),
         "fpo": Arm("fpo", size),
         "one-stage": Arm("gorl", {**latent, "stage_fractions": [1.0]}),
-        "no-noise": Arm("gorl", {**latent, "stage_fractions": [1.0], "iterations": 1, "critic_warmup": 1}),
+        "no-noise": Arm("gorl", {**latent, "stage_fractions": [1.0], "iterations": 1, "critic_warmup": 0, "lr": 1e-12}),
         "cloned": Arm("none", kind="flow"),
     }
     seeds = tuple(range(100, 105)) if budget == "laptop" else tuple(range(100, 110))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.core.tree import leaves
+from denoiserl.core.tree import leaves, require_tensor
 from denoiserl.data.codecs.normalize import Normalizer
 from denoiserl.data.demos import Demonstrations
 
@@ -80,6 +80,7 @@ class ActionChunkCodec:
                     f"this policy sees a dict with a 'state' of numbers; this one has {sorted(cond)}"
                 )
             return {**cond, "state": self.condition(cond["state"])}
+        cond = require_tensor(cond, f"[B, {self.observation.dim}]")
         if cond.shape[-1] > self.observation.dim and cond.shape[-1] % self.observation.dim == 0:
             return self.condition(cond.unflatten(-1, (-1, self.observation.dim))).flatten(-2)
         return self.observation.normalize(cond).clamp(-self.limit, self.limit)

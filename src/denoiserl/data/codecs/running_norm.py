@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.tree import require_tensor
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,7 @@ class RunningNormCodec:
     @torch.no_grad()
     def update(self, obs: Tensor) -> None:
         """Update the statistics with observations [..., size]."""
-        if obs.shape[-1] != len(self.mean):
-            raise InvalidInputError(f"this codec takes observations of {len(self.mean)} numbers; got {list(obs.shape)}")
+        self._check_size(obs)
         rows = obs.reshape(-1, obs.shape[-1]).to(self.mean)
         n, total = len(rows), self.count + len(rows)
         gap = rows.mean(0) - self.mean
@@ -48,6 +48,10 @@ class RunningNormCodec:
         self.mean.add_(gap * n / total)
         self.variance.copy_(squares / total)
         self.count.copy_(total)
+
+    def _check_size(self, obs: Tensor) -> None:
+        if obs.shape[-1] != len(self.mean):
+            raise InvalidInputError(f"this codec takes observations of {len(self.mean)} numbers; got {list(obs.shape)}")
 
     def encode(self, data: Tensor) -> Tensor:
         """Convert actions to decisions; those of constant dimensions are 0."""
@@ -62,6 +66,7 @@ class RunningNormCodec:
 
     def condition(self, cond: Tensor) -> Tensor:
         """Return observations, standardised and clipped."""
+        self._check_size(require_tensor(cond, f"[B, {len(self.mean)}]"))
         return ((cond - self.mean) / (self.variance + 1e-8).sqrt()).clamp(-self.limit, self.limit)
 
     def initial_state(self, cond: Tensor) -> None:

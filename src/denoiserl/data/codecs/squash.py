@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.tree import require_tensor
 from denoiserl.data.codecs.normalize import Normalizer
 
 EDGE = 1e-3
@@ -82,7 +83,10 @@ class TanhCodec:
 
     def condition(self, cond: Tensor) -> Tensor:
         """Convert observations to model units."""
-        return cond if self.observation is None else self.observation.normalize(cond).clamp(-self.limit, self.limit)
+        if self.observation is None:
+            return cond
+        seen = require_tensor(cond, f"[B, {self.observation.dim}]")
+        return self.observation.normalize(seen).clamp(-self.limit, self.limit)
 
     def initial_state(self, cond: Tensor) -> None:
         """Return None: decisions start from noise."""

@@ -101,7 +101,7 @@ def read(
 
 
 def _alone(data: EpisodeDataset, obs_keys: Sequence[str] | None) -> EpisodeDataset:
-    """Return the data set with a single chosen part as a tensor."""
+    """Return the data set with its observations as one tensor if ``obs_keys`` names a single part; else unchanged."""
     if obs_keys is None or len(obs_keys) != 1:
         return data
     demos = replace(data.demos, observations=data.demos.observations[obs_keys[0]])

@@ -45,7 +45,7 @@ PIPELINE = (
 
 
 def hdf5(file: Any) -> str | None:
-    """Return what an open HDF5 file of another layout is, or None."""
+    """Describe an open HDF5 file of a known foreign layout; return None for any other."""
     keys = list(file)
     if "data" in keys and hasattr(file["data"], "keys") and any(str(k).startswith("demo_") for k in file["data"]):
         return ROBOMIMIC
@@ -59,14 +59,14 @@ def hdf5(file: Any) -> str | None:
 
 
 def arrays(keys: Collection[str]) -> str | None:
-    """Return what a NumPy file of another layout is, by its arrays, or None."""
+    """Describe a NumPy file of a known foreign layout by the names of its arrays; return None for any other."""
     if {"observation", "action", "reward"} <= set(keys):
         return EXORL
     return None
 
 
 def file(path: Path) -> str | None:
-    """Return what a file is that is no data set, by its suffix, or None."""
+    """Describe a file that is not a data set, by its suffix; return None for unknown suffixes."""
     name = path.name.lower()
     if ".tfrecord" in name:
         return RLDS
@@ -77,7 +77,7 @@ def file(path: Path) -> str | None:
 
 
 def folder(path: Path) -> str | None:
-    """Return what a folder is that is no data set, by its content, or None."""
+    """Describe a folder that is not a data set, by its content; return None if the content is unknown."""
     names = sorted(p.name for p in path.iterdir())
     has = set(names)
     if has & {".zgroup", ".zattrs", ".zarray", "zarr.json", ".zmetadata"} or path.suffix.lower() == ".zarr":
@@ -119,7 +119,7 @@ def _near(path: Path) -> list[Path]:
 
 
 def policy(path: Path) -> str | None:
-    """Return what a path is that holds no policy of ours, or None if it may hold one."""
+    """Describe a path that holds no policy of this library; return None if it may hold one."""
     if path.is_file():
         told = file(path)
         return told if told == TORCH else _no_policy(told or "a file")
@@ -132,5 +132,5 @@ def policy(path: Path) -> str | None:
 
 
 def _no_policy(told: str) -> str:
-    """Return what a path is, without the advice on data."""
+    """Return the message that ``told``, without its advice on data, is not a policy."""
     return f"{told.partition(':')[0]}, and a policy is a folder, that of a run or one that Policy.save wrote: name it"

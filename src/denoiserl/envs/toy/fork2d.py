@@ -64,7 +64,7 @@ class Fork2D:
 
     @property
     def observation(self) -> Tensor:
-        """position and goal, [B, 4]"""
+        """Return position and goal, [B, 4]."""
         return torch.cat([self.position, self.goal], -1)
 
     def reset(

@@ -162,7 +162,7 @@ class PointMaze:
 
     @property
     def observation(self) -> Tensor:
-        """[B, 4] or [B, 6]"""
+        """Return position and goal, [B, 4]. With ``accelerate``: position, velocity and goal, [B, 6]."""
         moving = [self.velocity] if self.accelerate else []
         return torch.cat([self.position, *moving, self.goal], -1)
 

@@ -45,7 +45,10 @@ def reward(action: Tensor) -> Tensor:
 
 
 def nearest_mode(action: Tensor, within: float = 0.2) -> Tensor:
-    """Return which of the eight centres actions [*batch, 2] are at, [*batch] int64; -1 if none is ``within`` reach."""
+    """Return the index of the centre nearest to each action [*batch, 2], [*batch] int64.
+
+    It is -1 if all eight centres are ``within`` or farther away.
+    """
     near = (action[..., None, :] - CENTRES.to(action)).norm(dim=-1)
     least, which = near.min(-1)
     return torch.where(least < within, which, -1)

@@ -49,7 +49,7 @@ class SwingUp:
 
     @property
     def observation(self) -> Tensor:
-        """[B, 5]"""
+        """Return (x, cos θ, sin θ, ẋ, θ̇), [B, 5]."""
         x, angle, speed, spin = self.state.unbind(-1)
         return torch.stack([x, angle.cos(), angle.sin(), speed, spin], -1)
 

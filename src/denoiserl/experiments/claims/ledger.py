@@ -53,7 +53,7 @@ def result(name: str, suffix: str = ".json") -> Path:
 
 
 def load_claim(name: str) -> Claim:
-    """Return the claim of a file."""
+    """Return the claim ``name``: the ``CLAIM`` of its module."""
     return importlib.import_module(module_name(name)).CLAIM
 
 

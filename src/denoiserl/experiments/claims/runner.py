@@ -17,7 +17,7 @@ from denoiserl.core.serialization import store
 from denoiserl.experiments import Study, run_comparison
 from denoiserl.experiments.claims import ledger
 from denoiserl.experiments.claims.claim import Claim, Condition, Simulation
-from denoiserl.experiments.runner import provenance
+from denoiserl.experiments.versions import provenance
 from denoiserl.stats import standings, superiority_test
 from denoiserl.stats.seeds import Verdict
 
@@ -165,7 +165,7 @@ def _values(values: Values, metric: str, arm: str) -> Tensor:
 
 
 def origin() -> dict[str, Any]:
-    """Return the versions, the commit and the date of the code, and the processor: others round otherwise."""
+    """Return versions, commit and date of the code, and the processor, on which rounding depends."""
     source = provenance()
     code = {"versions": source["versions"], "commit": source["commit"], "date": source["created"][:10]}
     return {**code, "processor": processor()}

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, RunError, require, unknown_name_message
+from denoiserl.core.tree import require_tensor
 from denoiserl.data.codecs.normalize import Normalizer
 from denoiserl.integrations.lerobot.checkpoint import Config, Norms, read_config, read_norms, read_tensors
 from denoiserl.integrations.lerobot.unet import Net, fill
@@ -72,6 +73,7 @@ class LeRobotCodec:
                         f"the observation has no {name!r}; it has {', '.join(sorted(cond)) or 'nothing'}"
                     )
             cond = torch.cat([self._frames(cond[name], size) for name, size in self.sizes.items()], -1)
+        cond = require_tensor(cond, f"[B, {self.observation.dim}]")
         seen = self.observation.normalize(self._frames(cond, self.observation.dim))
         if not self.pictures:
             return seen.flatten(-2) if self.history > 1 else seen
@@ -96,6 +98,8 @@ class LeRobotCodec:
 
     def _frames(self, x: Tensor, size: int) -> Tensor:
         """Return [..., T_o, size], or [..., size] if there is a single observation."""
+        if not require_tensor(x, f"[B, {size}]").ndim:
+            raise InvalidInputError(f"this policy reads {size} numbers per observation; got a single number")
         if x.shape[-1] == size and (self.history == 1 or (x.ndim > 2 and x.shape[-2] == self.history)):
             return x  # [B, o] is B single observations, also where B is T_o
         if self.history > 1 and x.shape[-1] == self.history * size:
@@ -115,7 +119,7 @@ class LeRobotCodec:
         if isinstance(obs, dict) and name not in obs:
             return True  # ``condition`` raises and names what is missing
         numbers, size = (obs[name], self.sizes[name]) if isinstance(obs, dict) else (obs, self.observation.dim)
-        frames = self.history > 1 and numbers.shape[-1] != self.history * size
+        frames = self.history > 1 and require_tensor(numbers, f"[B, {size}]").shape[-1:] != (self.history * size,)
         return numbers.ndim > 1 + frames
 
     def initial_state(self, cond: Any) -> None:

@@ -57,7 +57,7 @@ from torch import Tensor
 from denoiserl.advantages import PerPromptStatTracker
 from denoiserl.core.errors import NoDensityError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, CountFromTwo, NonNegative, OpenFraction, Positive, Settings
+from denoiserl.core.settings import Count, CountFromTwo, NonNegative, OpenFraction, Positive, Settings, Weights
 from denoiserl.core.tree import Tree, leaves
 from denoiserl.distributions.base import NO_DENSITY_HELP
 from denoiserl.losses import ppo_clip
@@ -92,11 +92,11 @@ class Args(Settings):
     """rewards that are remembered per prompt"""
     min_count: CountFromTwo = 16
     """rewards of a prompt before its own statistics are used"""
-    lr: NonNegative = 3e-4
+    lr: Positive = 3e-4
     """learning rate; of Adam"""
     invalid_rewards: Literal["error", "drop"] = "drop"
     """what happens to rewards that are not finite; raise an error that names the samples, or drop and count them"""
-    reward_weights: dict[str, float] = field(default_factory=dict)
+    reward_weights: Weights = field(default_factory=dict)
     """weights of the named parts of a reward in its total; none: 1 for each"""
     ratio_tolerance: NonNegative | None = None
     """largest absolute log ratio before the first update; of a whole step (None: 0.02, or more where the network's

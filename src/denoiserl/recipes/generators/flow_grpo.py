@@ -54,7 +54,16 @@ from torch import Tensor
 from denoiserl.advantages import dead_groups, group_relative
 from denoiserl.core.errors import InvalidInputError, NoDensityError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, CountFromTwo, CountOrZero, NonNegative, OpenFraction, Positive, Settings
+from denoiserl.core.settings import (
+    Count,
+    CountFromTwo,
+    CountOrZero,
+    NonNegative,
+    OpenFraction,
+    Positive,
+    Settings,
+    Weights,
+)
 from denoiserl.distributions.base import NO_DENSITY_HELP
 from denoiserl.losses import ppo_clip
 from denoiserl.policy.chain import Chain, ChainSteps
@@ -91,15 +100,20 @@ class Args(Settings):
     """largest absolute advantage, in standard deviations"""
     kl_coef: NonNegative = 0.2
     """weight of the KL term; to the pretrained generator, per dimension and step; 0 needs no pass of the reference"""
-    lr: NonNegative = 3e-4
+    lr: Positive = 3e-4
     """learning rate; of Adam"""
     invalid_rewards: Literal["error", "drop"] = "error"
     """what happens to rewards that are not finite; raise an error that names the samples, or drop and count them"""
-    reward_weights: dict[str, float] = field(default_factory=dict)
+    reward_weights: Weights = field(default_factory=dict)
     """weights of the named parts of a reward in its total; none: 1 for each"""
     ratio_tolerance: NonNegative | None = None
     """largest absolute log ratio before the first update; of a whole step (None: 0.02, or more where the network's
     precision is lower)"""
+
+    def check_denoising_steps(self, num_steps: int) -> None:
+        """Raise RunError if the window is longer than the policy's chain."""
+        problem = f"sde_window = {self.sde_window} is above the policy's {num_steps} steps: give at most {num_steps}"
+        self.require_fit(self.sde_window <= num_steps, problem)
 
 
 def improve(
@@ -148,7 +162,7 @@ def improve(
 def chain_parts(
     chain: Chain, index: Tensor, advantage: Tensor, micro_batch_size: int | None
 ) -> Iterator[tuple[Chain | ChainSteps, Tensor]]:
-    """Yield the chains ``index`` with their advantages [b, S], or parts of ``micro_batch_size`` steps with theirs.
+    """Yield the chains ``index`` and their advantages [b, S], or parts of ``micro_batch_size`` steps and theirs.
 
     In one part they are scored by the calls that drew them, so that the first ratio is bitwise 1 in float32.
     """
@@ -199,10 +213,8 @@ def sde_window_policy(policy: Policy, window: int) -> Policy:
         )
     if window == 0:
         return policy
-    if not isinstance(policy.process, Diffusion) or not 0 < window <= len(policy.train_steps):
-        raise InvalidInputError(
-            f"a window of {window} steps does not fit a Gaussian chain of {len(policy.train_steps)} steps"
-        )
+    if not isinstance(policy.process, Diffusion):
+        raise InvalidInputError(f"sde_window = {window} needs a Gaussian chain: give 0, or a diffusion or flow policy")
     sde, ode = policy.train_steps, policy.process.steps(policy.train_steps.times, ddim(0.0))
     table = {k: torch.cat([sde.table[k][:window], v[window:]]) for k, v in ode.table.items()}
     return replace(policy, train_steps=StepTable(sde.times, table, sde.dense[:window] + ode.dense[window:]))

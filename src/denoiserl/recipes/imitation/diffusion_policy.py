@@ -41,7 +41,7 @@ from torch import Tensor
 from denoiserl.control.acting import set_execution_horizon
 from denoiserl.control.data_checks import check_data_fits
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, NonNegative, Settings
+from denoiserl.core.settings import Count, Positive, Settings
 from denoiserl.core.tree import tree_map
 from denoiserl.data import Demonstrations, windows
 from denoiserl.data.recordings import EpisodeDataset
@@ -59,7 +59,7 @@ class Args(Settings):
     """gradient steps"""
     batch_size: Count = 256
     """items per gradient step; windows"""
-    lr: NonNegative = 1e-3
+    lr: Positive = 1e-3
     """learning rate; of AdamW, with warm-up and cosine decay"""
     obs_horizon: Count = 1
     """observations that the policy sees (T_o)"""

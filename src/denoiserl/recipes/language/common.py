@@ -1,4 +1,4 @@
-"""Helpers of the recipes for language models: the process they need, and canvases."""
+"""Helpers of the recipes for language models: the process they need, canvases, and the choice of prompts."""
 
 from __future__ import annotations
 
@@ -31,3 +31,16 @@ def canvases(policy: Policy, prompts: Tree) -> Tensor:
         return start
     mask_token = policy.process.mask_token  # type: ignore[attr-defined]
     return torch.full((batch_size(prompts), *policy.event_shape), mask_token, device=policy.device)
+
+
+def prompts_in_range(rewards: Tensor, valid: Tensor, accuracy: tuple[float, float] | None) -> Tensor:
+    """Return which prompts have a mean reward in the range ``accuracy``, [P, 1] bool; None: all."""
+    if accuracy is None:
+        return torch.ones_like(valid[:, :1])
+    found = rewards[valid]
+    if bool(((found < 0) | (found > 1)).any()):
+        raise InvalidInputError(
+            f"rewards reach from {found.min():g} to {found.max():g}: return 0 to 1, or leave prompt_accuracy_range out"
+        )
+    mean = rewards.nanmean(-1, keepdim=True)
+    return (mean >= accuracy[0]) & (mean <= accuracy[1])

@@ -24,8 +24,12 @@ with A the reward minus its group's mean. A completion reaches up to and with it
 As published: ε 0.5, β 0.04, p 0.15; p-masks regularise, so that one batch can be used μ times. The released code counts
 gradient steps between copies to the reference (64 there are 8 iterations of μ = 8 here). ``answer_mask`` (0.1, 0.9)
 with ``prompt_mask`` 0 scores randomly masked completions instead, the "random masking" that TraceRL is compared with
-(2509.06949): only masked tokens have a likelihood then. Differences: puzzles are canvases filled in place, so clues are
-the prompt and masks the completion. The whole network is trained, at 1e-4.
+(2509.06949): only masked tokens have a likelihood then.
+
+Differences:
+
+- Puzzles are canvases filled in place, so clues are the prompt and masks the completion.
+- The whole network is trained, at 1e-4.
 
 Expect, with the defaults, after 80 iterations, on unseen 4 x 4 sudokus (one seed, a base of 1000 updates, 40 s of a CPU
 core):
@@ -62,6 +66,7 @@ from denoiserl.core.settings import (
     OpenFraction,
     Positive,
     Settings,
+    Weights,
 )
 from denoiserl.core.tree import Tree, index_rows
 from denoiserl.distributions.categorical import token_log_prob
@@ -111,9 +116,9 @@ class Args(Settings):
     """largest absolute log ratio before the first update; of a token (None: that of the weights' precision)"""
     invalid_rewards: Literal["error", "drop"] = "error"
     """what happens to rewards that are not finite; raise an error that names the samples, or drop and count them"""
-    reward_weights: dict[str, float] = field(default_factory=dict)
+    reward_weights: Weights = field(default_factory=dict)
     """weights of the named parts of a reward in its total; none: 1 for each"""
-    lr: NonNegative = 1e-4
+    lr: Positive = 1e-4
     """learning rate; of Adam"""
     max_grad_norm: Positive = 0.2
     """largest norm of the gradient"""
@@ -121,6 +126,8 @@ class Args(Settings):
     def check_relations(self) -> None:
         """Raise RunError if settings do not fit each other."""
         self.require_ordered_pair("answer_mask")
+        problem = f"answer_mask = {self.answer_mask} masks nothing: give a highest fraction above 0"
+        self.require_fit(self.answer_mask[1] > 0, problem)
 
 
 def improve(
@@ -194,7 +201,7 @@ class Texts(NamedTuple):
         return one_pass(denoiser, masked[index], self.sample[index], self.policy, index_rows(self.prompts, index))
 
     def score(self, denoiser: Denoiser, masked: Tensor) -> Tensor:
-        """Return detached log-probabilities [N, L], from calls of the update's shapes: some kernels round by them."""
+        """Return detached log-probabilities [N, L], in calls of the update's shapes, on which rounding may depend."""
         return torch.cat([self.log_probs(denoiser, masked, i).detach() for i in self.parts()])
 
 

@@ -21,8 +21,12 @@ never masked and the loss is divided by the answer's length (LLaDA, 2502.09992).
 that id at the ends of a row) is hidden from the network and never masked. If that id also ends texts, ``live`` says
 which one is an end.
 
-As published: the log-linear schedule (weight 1/t), antithetic times, EMA. Differences: times are stratified over the
-whole batch, and the learning rate decays by a cosine.
+As published: the log-linear schedule (weight 1/t), antithetic times, EMA.
+
+Differences:
+
+- Times are stratified over the whole batch.
+- The learning rate decays by a cosine.
 
 Expect, with the defaults (grids with 5 % of their cells mistyped), on unseen 4 x 4 sudokus:
 
@@ -43,7 +47,7 @@ from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, NonNegative, Settings
+from denoiserl.core.settings import Count, Positive, Settings
 from denoiserl.policy.codec import InfillCodec
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import Masked
@@ -60,7 +64,7 @@ class Args(Settings):
     micro_batch_size: Count | None = None
     """rows per call of the network and of the reward; where a batch does not fit into memory (None: all); the update is
     that of the whole batch"""
-    lr: NonNegative = 3e-3
+    lr: Positive = 3e-3
     """learning rate; of AdamW, with cosine decay"""
 
 

@@ -22,13 +22,15 @@ Groups of equal rewards have no advantage. The published filter of prompts by th
 behind an answer's end (``Masked(end=)``) is neither scored nor learned from. This is the part on full attention without
 the value model.
 
-As published: ``likelihood="tokens"`` (one ratio per revealed token), beta 0.01. ``"exact"`` is new here: the
-probability of the whole step, tokens and positions, which the unmasking law has in closed form; one ratio per step. On
-sudoku both improved alike (one seed: 0.78 and 0.80 from 0.59 at four cells per step). Its log-ratio grows with the
-positions that a step leaves open, far beyond any ``clip_range``: 0.1 nats after one Adam step at 16 positions, 38 at
-256. So it is the default only for sequences of up to 16. Other differences: steps are not merged (shrink 1), and steps
-that are nearly certain are skipped (``min_step_nll``). The learning rate warms up and falls. Three passes are made over
-each batch, because so few rows are left.
+As published: ``likelihood="tokens"`` (one ratio per revealed token), beta 0.01.
+
+Differences:
+
+- ``"exact"`` is new here: one ratio per step, of the probability of its tokens and positions, which the unmasking law
+  has in closed form. Its log-ratio grows with the positions that a step leaves open, far beyond any ``clip_range``: 0.1
+  nats after one Adam step at 16 positions, 38 at 256. So it is the default only for sequences of up to 16.
+- Steps are not merged (shrink 1), and steps that are nearly certain are skipped (``min_step_nll``).
+- The learning rate warms up and falls. Three passes are made over each batch, because so few rows are left.
 
 A set of positions or a token that the decoder can no longer choose after an update has no loss. Its fraction is
 ``loss/impossible_fraction``; a minibatch without others is counted by ``train/skipped_updates``. Before the first
@@ -37,8 +39,7 @@ up to rounding, all but one in a hundred within ``ratio_tolerance``. Ranks may f
 equal: ``ppo/flipped_fraction`` is the fraction of steps whose exact probability changes by that.
 
 Expect, with the defaults, in 40 s of a CPU core, sampled solve rates of unseen 4 x 4 sudokus from 0.79 to 0.95 at two
-cells per step. At four they go from 0.62 to 0.86. As long of more imitation leaves 0.80 and 0.63 (means of three
-seeds).
+cells per step. At four they go from 0.62 to 0.86. As long of more imitation leaves 0.80 and 0.63 (three seeds).
 """
 
 from __future__ import annotations
@@ -55,9 +56,18 @@ from torch.optim import Optimizer
 
 from denoiserl.advantages import dead_groups, group_relative
 from denoiserl.advantages.group import Scale
-from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, CountFromTwo, CountOrZero, Fraction, NonNegative, OpenFraction, Settings
+from denoiserl.core.settings import (
+    Count,
+    CountFromTwo,
+    CountOrZero,
+    Fraction,
+    NonNegative,
+    OpenFraction,
+    Positive,
+    Settings,
+    Weights,
+)
 from denoiserl.distributions import Unmasking
 from denoiserl.losses import approx_kl, k3, ppo_clip
 from denoiserl.policy.chain import Chain, ChainSteps
@@ -65,7 +75,7 @@ from denoiserl.policy.likelihood import assert_on_policy, tolerance_of
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes import check_inputs
 from denoiserl.recipes.common import generated_mask, micro_batches, reward_metrics, sample_and_score
-from denoiserl.recipes.language.common import require_masked
+from denoiserl.recipes.language.common import prompts_in_range, require_masked
 from denoiserl.rewards import RewardSignal, as_reward_signal, prompt_count
 from denoiserl.train import Metrics, Run, accumulate_masked, adamw, check_optimizer_covers, warmup_cosine
 from denoiserl.train.metric_means import MetricMeans
@@ -105,11 +115,11 @@ class Args(Settings):
     """largest absolute log ratio before the first update; of a token (None: that of the weights' precision)"""
     invalid_rewards: Literal["error", "drop"] = "error"
     """what happens to rewards that are not finite; raise an error that names the samples, or drop and count them"""
-    reward_weights: dict[str, float] = field(default_factory=dict)
+    reward_weights: Weights = field(default_factory=dict)
     """weights of the named parts of a reward in its total; none: 1 for each"""
     advantage_scale: Scale = "std"
     """what advantages of a group are divided by; "std" is the published z-score"""
-    lr: NonNegative = 3e-4
+    lr: Positive = 3e-4
     """learning rate; of Adam, with warm-up and cosine decay"""
     lr_warmup: CountOrZero = 5
     """iterations of the linear warm-up of the learning rate"""
@@ -166,19 +176,6 @@ def improve(
         yield row
 
 
-def prompts_in_range(rewards: Tensor, valid: Tensor, accuracy: tuple[float, float] | None) -> Tensor:
-    """Return which prompts have a mean reward in the range ``accuracy``, [P, 1] bool; None: all."""
-    if accuracy is None:
-        return torch.ones_like(valid[:, :1])
-    found = rewards[valid]
-    if bool(((found < 0) | (found > 1)).any()):
-        raise InvalidInputError(
-            f"rewards reach from {found.min():g} to {found.max():g}: return 0 to 1, or leave prompt_accuracy_range out"
-        )
-    mean = rewards.nanmean(-1, keepdim=True)
-    return (mean >= accuracy[0]) & (mean <= accuracy[1])
-
-
 def learned_steps(chain: Chain, advantage: Tensor, min_step_nll: float) -> Tensor:
     """Return the steps with an advantage that wrote into the answer and were not nearly certain, [B, S] bool."""
     wrote = ((chain.x != chain.y) & chain.mask[:, None]).any(-1)  # type: ignore[index]
@@ -186,7 +183,7 @@ def learned_steps(chain: Chain, advantage: Tensor, min_step_nll: float) -> Tenso
 
 
 def score_steps(policy: Policy, trace: ChainSteps, exact: bool) -> tuple[Tensor, Tensor]:
-    """Return the log-probs of tokens [N, L], or of whole steps [N, 1], and which count: in the answer, and possible."""
+    """Return log-probs of tokens [N, L], or whole steps [N, 1], and a mask: in the answer, with probability > 0."""
     law, y = policy.rescore(trace)
     assert isinstance(law, Unmasking) and isinstance(y, Tensor) and isinstance(trace.x, Tensor)
     if exact:
@@ -199,7 +196,7 @@ def score_steps(policy: Policy, trace: ChainSteps, exact: bool) -> tuple[Tensor,
 
 
 def old_log_probs(policy: Policy, trace: ChainSteps, exact: bool, args: Args) -> tuple[Tensor, Tensor]:
-    """Return ``score_steps`` before the update, from calls of the update's shapes: some kernels round by them."""
+    """Return ``score_steps`` before the update, in calls of the update's shapes, on which rounding may depend."""
     log_probs, possible = [], []
     for batch in torch.arange(len(trace), device=trace.step.device).split(args.batch_size):
         for i in micro_batches(batch, args.micro_batch_size):
@@ -220,7 +217,7 @@ def update_policy(
     args: Args,
     rng: Rng | int,
 ) -> Metrics:
-    """Pass over the rows ``epochs`` times; return the loss, the KL to the old policy, and how much had no loss."""
+    """Update the policy on the recorded steps, ``epochs`` passes; return the metrics of the update."""
     rng = as_rng(rng, policy.device)
     metrics, last, num_counted, num_written = MetricMeans(), [], 0, 0
 

@@ -66,7 +66,7 @@ from denoiserl.control.squashed_actions import due_minibatches, to_unit_box
 from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, PositiveFraction, Settings
 from denoiserl.data import ReplayBuffer, TanhCodec
 from denoiserl.data.rollout import Rollout
 from denoiserl.distributions import Squashed
@@ -92,7 +92,7 @@ class Args(Settings):
     """learn two kinds of critics, of actions and of noise"""
     noise_critic_updates: Count = 1
     """updates of the critic of noise per update of the critic of actions; 10 in the paper, a half as released"""
-    utd: NonNegative = 2.0
+    utd: Positive = 2.0
     """updates per decision; 20 in the paper, 2.5 to 5 as released"""
     batch_size: Count = 128
     """items per gradient step; decisions (256 as published)"""
@@ -102,13 +102,13 @@ class Args(Settings):
     """decisions per return"""
     gamma: Fraction = 0.99
     """discount factor per environment step"""
-    reward_scale: float = 5.0
+    reward_scale: Positive = 5.0
     """factor of the rewards"""
     reward_shift: float = 0.0
     """constant that is added to the reward of a decision"""
-    tau: Fraction = 0.005
+    tau: PositiveFraction = 0.005
     """Polyak rate of the target networks"""
-    lr: NonNegative = 1e-3
+    lr: Positive = 1e-3
     """learning rate; of all networks (3e-4 as published)"""
     temperature_init: Positive = 0.1
     """entropy temperature at the start"""
@@ -124,6 +124,7 @@ class Args(Settings):
     def check_relations(self) -> None:
         """Raise RunError if settings do not fit each other."""
         self.require_order("batch_size", "buffer_size")
+        self.require_decisions(self.learning_starts + 1)  # demonstrations may fill the first minibatch
 
 
 def improve(

@@ -18,12 +18,17 @@ transitions from a replay buffer,
     L_Q = ½ (Q(s, a) − y)²,   L_π = α log π(a | s) − min Q(s, a),   L_α = −α (log π + H̄)
 
 A decision is an action or a chunk of them; ``n_step`` decisions make one return. A time limit bootstraps, a true end
-does not. As published: two critics and their minimum, and one update per decision (``utd``). Batches are of 256, the
-learning rate is 3e-4, τ is 0.005. The target entropy is minus the number of dimensions (of the box [−1, 1]), and
-actions are uniform at the start.
+does not.
 
-Differences: the bound of log σ is smooth. Updates come after every ``rollout_steps`` decisions instead of after each.
-Critics may be more than two and have layer norm, for many updates per decision.
+As published: two critics and their minimum, and one update per decision (``utd``). Batches are of 256, the learning
+rate is 3e-4, τ is 0.005. The target entropy is minus the number of dimensions (of the box [−1, 1]), and actions are
+uniform at the start.
+
+Differences:
+
+- The bound of log σ is smooth.
+- Updates come after every ``rollout_steps`` decisions instead of after each.
+- Critics may be more than two and have layer norm, for many updates per decision.
 
 Expect, with the defaults, on Pendulum-v1, where optimal policies are at about -150 over many starts (20 held-out
 starts; one seed):
@@ -53,7 +58,7 @@ from denoiserl.control.squashed_actions import (
 )
 from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, PositiveFraction, Settings
 from denoiserl.data import ReplayBuffer
 from denoiserl.envs import Collector
 from denoiserl.nn import Temperature, frozen
@@ -76,7 +81,7 @@ class Args(Settings):
     warmup_policy: Literal["random", "policy"] = "random"
     """how actions are chosen before learning starts; uniformly at random, or by the policy, for one that is
     pretrained"""
-    utd: NonNegative = 1.0
+    utd: Positive = 1.0
     """updates per decision"""
     batch_size: Count = 256
     """items per gradient step; decisions"""
@@ -86,9 +91,9 @@ class Args(Settings):
     """decisions per return"""
     gamma: Fraction = 0.99
     """discount factor per environment step"""
-    tau: Fraction = 0.005
+    tau: PositiveFraction = 0.005
     """Polyak rate of the target networks"""
-    lr: NonNegative = 1e-3
+    lr: Positive = 1e-3
     """learning rate; of policy, critics and temperature (3e-4 as published; 1e-3 for a small task)"""
     temperature_init: Positive = 1.0
     """entropy temperature at the start"""
@@ -106,6 +111,7 @@ class Args(Settings):
     def check_relations(self) -> None:
         """Raise RunError if settings do not fit each other."""
         self.require_order("batch_size", "buffer_size")
+        self.require_decisions(max(self.learning_starts + 1, self.batch_size))
 
 
 def improve(

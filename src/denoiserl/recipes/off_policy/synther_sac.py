@@ -22,9 +22,13 @@ SAC itself, ``recipes.off_policy.sac``, is unchanged. ``synthetic_fraction=0`` i
 As published: a fraction of a half, retraining from scratch every 10 000 decisions, log-normal levels, Heun's sampler.
 Ends of episodes are left raw and thresholded.
 
-Differences: no churn, which widens samples of so few steps. A smaller model learns for fewer updates, with 20 000
-synthetic rows instead of a million, and 8 updates per decision instead of 20. Rows whose end is uncertain are drawn
-again. Pixels need an encoder first: observations are flat.
+Differences:
+
+- The sampler has no churn, which widens samples of so few steps.
+- A smaller model learns for fewer updates.
+- There are 20 000 synthetic rows instead of a million, and 8 updates per decision instead of 20.
+- Rows whose end is uncertain are drawn again.
+- Observations are flat: pixels need an encoder first.
 
 Expect, on Pendulum-v1 after 3000 steps, with the settings of the claim ``synther_online``:
 
@@ -44,7 +48,7 @@ import torch
 
 from denoiserl.control.squashed_actions import require_squashed_policy
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, FractionBelowOne, NonNegative
+from denoiserl.core.settings import Count, FractionBelowOne, Positive
 from denoiserl.data import ReplayBuffer
 from denoiserl.data.synthetic import MixedReplayBuffer, Model, buffer_to_transitions, train_generator_now
 from denoiserl.envs import Collector
@@ -56,7 +60,7 @@ from denoiserl.train import Metrics, Run
 
 @dataclass(frozen=True)
 class Args(sac.Args):
-    utd: NonNegative = 8.0
+    utd: Positive = 8.0
     """updates per decision"""
     layer_norm: bool = True
     """use layer norm in the critics"""

@@ -20,8 +20,10 @@ critics and actor, and transitions from a replay buffer,
 As published: exploration noise 0.1, smoothing 0.2 clipped at 0.5, a delay of 2, uniform actions at the start, one
 update per decision. A time limit bootstraps.
 
-Differences: updates come after every ``rollout_steps`` decisions instead of after each. The std that the policy's
-network also answers is not used, and neither learns nor draws.
+Differences:
+
+- Updates come after every ``rollout_steps`` decisions instead of after each.
+- The policy's network also returns a std, which is neither trained nor used to draw.
 
 Expect, with the defaults, on Pendulum-v1 (20 held-out starts; one seed):
 
@@ -42,16 +44,16 @@ from torch import Tensor
 from denoiserl.control.acting import rollout_metrics, set_execution_horizon
 from denoiserl.control.squashed_actions import (
     add_clipped_noise,
-    due,
     due_minibatches,
     exploration_actor,
     mean_action,
+    num_updates_due,
     require_squashed_policy,
     to_unit_box,
 )
 from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Settings
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, PositiveFraction, Settings
 from denoiserl.data import ReplayBuffer
 from denoiserl.envs import Collector
 from denoiserl.nn import frozen
@@ -82,7 +84,7 @@ class Args(Settings):
     """largest noise on the target action"""
     policy_delay: Count = 2
     """updates of the critics per update of the policy and the targets"""
-    utd: NonNegative = 1.0
+    utd: Positive = 1.0
     """updates per decision; of the critics"""
     batch_size: Count = 256
     """items per gradient step; decisions"""
@@ -92,9 +94,9 @@ class Args(Settings):
     """decisions per return"""
     gamma: Fraction = 0.99
     """discount factor per environment step"""
-    tau: Fraction = 0.005
+    tau: PositiveFraction = 0.005
     """Polyak rate of the target networks"""
-    lr: NonNegative = 1e-3
+    lr: Positive = 1e-3
     """learning rate; of policy and critics"""
     critic_width: Count = 64
     """width of the critics; 256 as published"""
@@ -104,10 +106,11 @@ class Args(Settings):
     def check_relations(self) -> None:
         """Raise RunError if settings do not fit each other."""
         self.require_order("batch_size", "buffer_size")
+        self.require_decisions(max(self.learning_starts + 1, self.batch_size))
 
 
 def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
-    """Improve a policy that decides inside a box, by its mean, in an environment."""
+    """Improve a policy with bounded actions in an environment; it acts by its mean."""
     check_inputs(policy, env, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run, codec = run or Run(), require_squashed_policy(policy, "TD3")
@@ -133,7 +136,7 @@ def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run
         replay.add(rollout, action=to_unit_box(codec, rollout.action))
 
         batches = due_minibatches(replay, before, *when_due, args.gamma, args.n_step, rng)
-        for update, batch in enumerate(batches, due(before, *when_due) + 1):
+        for update, batch in enumerate(batches, num_updates_due(before, *when_due) + 1):
             # Estimate the TD target, and update the critics.
             obs, next_obs = codec.condition(batch["obs"]), codec.condition(batch["next_obs"])
             with torch.no_grad():  # y = r + γ^n min Q̄(s', clip(μ̄(s') + clip(ε, ±c), ±1))

@@ -26,8 +26,12 @@ the best. η is 0.05 to 2 by data set. For mazes the largest of several target v
 Imitation is at the K levels of the chain alone. At continuous times those levels are free to follow the critic out of
 the data.
 
-Differences: the denoiser predicts v on a cosine schedule, where published runs predict eps on a VP schedule. E|Q| has a
-floor of 1e-3. Targets follow from the first update. Networks are smaller and updates fewer.
+Differences:
+
+- The denoiser predicts v on a cosine schedule, where published runs predict eps on a VP schedule.
+- E|Q| has a floor of 1e-3.
+- Targets follow from the first update.
+- Networks are smaller and updates fewer.
 
 DPPO can improve the policy further online, without its control (``policy.with_controller(None)``).
 
@@ -54,7 +58,7 @@ from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.control.value_weighted import make_q_controller
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, Settings
+from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, PositiveFraction, Settings
 from denoiserl.data import ReplayBuffer, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses import normalized_q_loss
@@ -87,9 +91,9 @@ class Args(Settings):
     """decisions per return; 10 suits sparse rewards (1 as published)"""
     gamma: Fraction = 0.99
     """discount factor per environment step"""
-    tau: Fraction = 0.005
+    tau: PositiveFraction = 0.005
     """Polyak rate of the target networks"""
-    lr: NonNegative = 1e-3
+    lr: Positive = 1e-3
     """learning rate; of policy and critics (3e-4 as published)"""
     max_grad_norm: Positive = 1.0
     """largest norm of the gradient"""

@@ -25,8 +25,11 @@ As published: K = 10, the mean of two critics with layer norm, and targets of th
 decisions come from the student as it is. Decisions are clipped where critics see them. One decision per state is
 served.
 
-Differences: Q is normalised by E|Q| with a floor of 1e-3 (a switch there). The student is read as a velocity, so that
-it starts from the teacher's own first step. Gradients are clipped, networks smaller, and updates fewer.
+Differences:
+
+- Q is normalised by E|Q| with a floor of 1e-3 (optional as published).
+- The student is read as a velocity, so that it starts from the teacher's own first step.
+- Gradients are clipped, networks smaller, and updates fewer.
 
 Expect, on the ring bandit (``--data ring``; eight places, one of them twice as good, an eighth of the data there), with
 α = 0.1 (batch 128, width 32, lr 3e-3, tau 0.05; one seed):
@@ -49,7 +52,7 @@ from denoiserl.control.acting import set_execution_horizon
 from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, Settings
+from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, PositiveFraction, Settings
 from denoiserl.data import TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses import normalized_q_loss
@@ -79,9 +82,9 @@ class Args(Settings):
     """decisions per return"""
     gamma: Fraction = 0.99
     """discount factor per environment step"""
-    tau: Fraction = 0.005
+    tau: PositiveFraction = 0.005
     """Polyak rate of the target networks"""
-    lr: NonNegative = 1e-3
+    lr: Positive = 1e-3
     """learning rate; of policy and critics (3e-4 as published)"""
     max_grad_norm: Positive = 1.0
     """largest norm of the gradient"""

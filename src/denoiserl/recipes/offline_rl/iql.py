@@ -48,7 +48,7 @@ from denoiserl.control.acting import set_execution_horizon
 from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, Fraction, NonNegative, OpenFraction, Positive, Settings
+from denoiserl.core.settings import Count, Fraction, NonNegative, OpenFraction, Positive, PositiveFraction, Settings
 from denoiserl.data import ReplayBuffer, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses import ess_fraction, exp_weights, expectile, weighted_loss
@@ -78,9 +78,9 @@ class Args(Settings):
     """decisions per return; 10 suits sparse rewards (1 as published)"""
     gamma: Fraction = 0.99
     """discount factor per environment step"""
-    tau: Fraction = 0.005
+    tau: PositiveFraction = 0.005
     """Polyak rate of the target networks"""
-    lr: NonNegative = 1e-3
+    lr: Positive = 1e-3
     """learning rate; of policy and critics (3e-4 as published)"""
     critic_width: Count = 128
     """width of the critics"""

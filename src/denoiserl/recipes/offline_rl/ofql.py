@@ -69,7 +69,7 @@ from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.control.value_weighted import make_q_controller
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, Settings
+from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, PositiveFraction, Settings
 from denoiserl.data import TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses import normalized_q_loss
@@ -101,9 +101,9 @@ class Args(Settings):
     """decisions per return"""
     gamma: Fraction = 0.99
     """discount factor per environment step"""
-    tau: Fraction = 0.005
+    tau: PositiveFraction = 0.005
     """Polyak rate of the target networks"""
-    lr: NonNegative = 1e-3
+    lr: Positive = 1e-3
     """learning rate; of policy and critics (3e-4 as published)"""
     max_grad_norm: Positive = 1.0
     """largest norm of the gradient"""

@@ -84,7 +84,7 @@ class Args(td3_bc.Args):
 def improve(
     policy: Policy, data: EpisodeDataset, args: Args, rng: Rng | int, run: Run | None = None
 ) -> Iterator[Metrics]:
-    """Improve a policy that decides inside a box, by its mean, from logged data."""
+    """Improve a policy with bounded actions from logged data; it acts by its mean."""
     check_inputs(policy, data, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run = run or Run()

@@ -19,10 +19,14 @@ policy maximises Q normalised by its scale, so that the unit of reward does not 
 
 As published: α = 2.5, smoothing 0.2 clipped at 0.5, a delay of 2, standardised observations, learning rates of 3e-4.
 
-Differences: E|Q| has a floor of 1e-3. Rows may be chunks and n-step returns. Networks are smaller, updates fewer (1M of
-width 256 as published) and targets faster (0.005), so that it runs on a laptop. α = 0 is behaviour cloning.
+Differences:
 
-The policy is the kind that TD3 and SAC improve further online.
+- E|Q| has a floor of 1e-3.
+- Rows may be chunks and n-step returns.
+- For a laptop, networks are smaller, updates fewer (1M of width 256 as published) and targets faster (τ is 0.005 as
+  published).
+
+α = 0 is behaviour cloning. TD3 and SAC can improve the policy further online.
 
 Expect, with the defaults, on locosmall's pendulum-medium, whose own returns are -713, a score of 46 between random (0)
 and expert (100) (50 starts; one seed):
@@ -47,7 +51,7 @@ from denoiserl.control.acting import set_execution_horizon
 from denoiserl.control.squashed_actions import add_clipped_noise, mean_action, require_squashed_policy
 from denoiserl.control.twin_critics import TwinCritics
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, Fraction, NonNegative, Settings
+from denoiserl.core.settings import Count, Fraction, NonNegative, Positive, PositiveFraction, Settings
 from denoiserl.data import ReplayBuffer
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses import masked_mean, normalized_q_loss
@@ -79,9 +83,9 @@ class Args(Settings):
     """decisions per return"""
     gamma: Fraction = 0.99
     """discount factor per environment step"""
-    tau: Fraction = 0.02
+    tau: PositiveFraction = 0.02
     """Polyak rate of the target networks; 0.005 as published"""
-    lr: NonNegative = 1e-3
+    lr: Positive = 1e-3
     """learning rate; of policy and critics (3e-4 as published)"""
     critic_width: Count = 128
     """width of the critics"""
@@ -92,7 +96,7 @@ class Args(Settings):
 def improve(
     policy: Policy, data: EpisodeDataset | ReplayBuffer, args: Args, rng: Rng | int, run: Run | None = None
 ) -> Iterator[Metrics]:
-    """Improve a policy that decides inside a box, by its mean, from logged data."""
+    """Improve a policy with bounded actions from logged data; it acts by its mean."""
     check_inputs(policy, data, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     run, _ = run or Run(), require_squashed_policy(policy, "TD3+BC")

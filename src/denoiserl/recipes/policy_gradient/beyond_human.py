@@ -53,7 +53,7 @@ from denoiserl.control.acting import (
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.serialization.config import from_config, to_config
-from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, PositiveFraction, Settings
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, PositiveFraction, Settings
 from denoiserl.data import Demonstrations
 from denoiserl.data.trajectory_metrics import Valid, coverage, keep_short_successes, motion, starts
 from denoiserl.envs import Collector
@@ -90,8 +90,13 @@ class Args(Settings):
     """gradient steps of the student"""
     student_batch_size: Count = 256
     """windows per gradient step of the student"""
-    student_lr: NonNegative = 1e-3
+    student_lr: Positive = 1e-3
     """learning rate of the student, with warm-up and cosine decay"""
+
+    def check_relations(self) -> None:
+        """Raise RunError if settings do not fit each other."""
+        self.require_order("num_student_episodes", "max_recorded_episodes")
+        self.require_below("critic_warmup", "iterations")
 
 
 def improve(

@@ -99,9 +99,9 @@ class Args(Settings):
     """range of the ratio at the noisiest step that learns"""
     clip_range_rate: NonNegative = 3.0
     """growth rate of the clip range from the noisiest to the cleanest step"""
-    lr: NonNegative = 3e-4
+    lr: Positive = 3e-4
     """learning rate; of the policy"""
-    value_lr: NonNegative = 1e-3
+    value_lr: Positive = 1e-3
     """learning rate of the value function"""
     epochs: Count = 5
     """passes over the data of an iteration; at most, see target_kl"""
@@ -111,6 +111,16 @@ class Args(Settings):
     """approximate KL of a minibatch at which the policy stops learning for this iteration; per dimension"""
     critic_warmup: CountOrZero = 0
     """iterations in which only the critic learns"""
+
+    def check_relations(self) -> None:
+        """Raise RunError if settings do not fit each other."""
+        self.require_below("critic_warmup", "iterations")
+
+    def check_denoising_steps(self, num_steps: int) -> None:
+        """Raise RunError if more steps are to learn than the policy has."""
+        own = self.finetune_denoising_steps
+        problem = f"finetune_denoising_steps = {own} is above the policy's {num_steps} steps: give at most {num_steps}"
+        self.require_fit(own is None or own <= num_steps, problem)
 
 
 def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:

@@ -23,10 +23,13 @@ As published: β is 10 and the cap 100. Only finished episodes count. All enviro
 and sixteen passes are made over each. With β = 10 half a std is the difference between the cap and nothing, so this
 imitates the better part of the decisions.
 
-Differences: chunks are drawn by the evaluation steps, while the released code floors the std of exploration
-(``rollout_sampler="train"``). The policy imitates its draws, so there every round adds the floor's noise to it. The
-discount counts environment steps, not chunks. Actions of a chunk that were not executed have no loss. Gradients are
-clipped at 1.
+Differences:
+
+- Chunks are drawn by the evaluation steps. The released code floors the std of exploration
+  (``rollout_sampler="train"``). The policy imitates its draws, so every iteration there adds the floor's noise to it.
+- The discount counts environment steps, not chunks.
+- Actions of a chunk that were not executed have no loss.
+- Gradients are clipped at 1.
 
 Expect, with the defaults, Meta-World's drawer-open from a success of about 0.6 to 0.7, up and down on the way (50
 held-out starts with the defaults):
@@ -83,7 +86,7 @@ class Args(Settings):
     """largest exponential weight"""
     rollout_sampler: Literal["eval", "train"] = "eval"
     """the denoising steps that act; those that users run, or those with noise, which policy gradients need"""
-    lr: NonNegative = 1e-4
+    lr: Positive = 1e-4
     """learning rate; of AdamW"""
     epochs: Count = 16
     """passes over the data of an iteration"""

@@ -25,9 +25,13 @@ predicts. The mean is taken inside the exponential. ``ratio_per="each"`` gives e
 which the released code can too. Advantages are normalised per minibatch. Acting runs the evaluation steps
 (``rollout_sampler="eval"``).
 
-Differences: times are stratified over (0, 1), where the released code draws them from its sampler's grid. The clamp
-holds in both kinds of ratio (released: in "each" only). Only executed actions count in ℓ. The critic has a loss and an
-optimiser of its own. Gradients are clipped.
+Differences:
+
+- Times are stratified over (0, 1), where the released code draws them from its sampler's grid.
+- The clamp holds in both kinds of ratio (released: in "each" only).
+- Only executed actions count in ℓ.
+- The critic has a loss and an optimiser of its own.
+- Gradients are clipped.
 
 A policy of one step, ``OneStep``, has an exact −log π for a loss: ρ is the likelihood ratio, and FPO is PPO. Its
 evaluation step is its mean, so it acts with ``rollout_sampler="train"``. A flow of a single step does not learn (on a
@@ -55,7 +59,7 @@ from denoiserl.control.acting import normalise_minibatch, rollout_metrics, stati
 from denoiserl.control.value_baseline import ValueBaseline
 from denoiserl.core.errors import InvalidInputError, unknown_name_message
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, OpenFraction, Settings
+from denoiserl.core.settings import Count, CountOrZero, Fraction, OpenFraction, Positive, Settings
 from denoiserl.core.tree import Tree, index_rows
 from denoiserl.data.rollout import Rollout
 from denoiserl.envs import Collector
@@ -97,9 +101,9 @@ class Args(Settings):
     """the denoising steps that act; those that users run, or those with noise, which policy gradients need"""
     clip_range: OpenFraction = 0.05
     """range ε of the ratio, clipped to 1 ± ε"""
-    lr: NonNegative = 1e-4
+    lr: Positive = 1e-4
     """learning rate; of the policy: small for a pretrained one, 3e-4 is published for policies from scratch"""
-    value_lr: NonNegative = 1e-3
+    value_lr: Positive = 1e-3
     """learning rate of the value function"""
     epochs: Count = 10
     """passes over the data of an iteration"""
@@ -107,6 +111,10 @@ class Args(Settings):
     """items per gradient step; decisions"""
     critic_warmup: CountOrZero = 2
     """iterations in which only the critic learns; for pretrained policies"""
+
+    def check_relations(self) -> None:
+        """Raise RunError if settings do not fit each other."""
+        self.require_below("critic_warmup", "iterations")
 
 
 def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:
@@ -186,7 +194,7 @@ def make_actor(policy: Policy, sampler: str) -> Any:
 
 
 def with_loss_weight(process: Process, weight: Any) -> Process:
-    """Return the process with its loss in the units ``weight``, where its loss has units."""
+    """Return a diffusion process with the loss weight ``weight``; other processes are unchanged."""
     return replace(process, weight=weight) if isinstance(process, Diffusion) else process
 
 

@@ -22,8 +22,11 @@ codec standardises observations (``ActionChunkCodec``'s normaliser, or the stati
 updated while it acts). The value has a network of its own and is not clipped. A time limit bootstraps. Actions are
 clipped by the environment and not in the density. The actor stops when the approximate KL exceeds ``target_kl``.
 
-Differences: actor and critic have an optimiser each, so there is no value coefficient. The critic goes on learning
-after the actor has stopped. The KL is checked before every gradient step, not once per epoch.
+Differences:
+
+- Actor and critic have an optimiser each, so there is no value coefficient.
+- The critic goes on learning after the actor has stopped.
+- The KL is checked before every gradient step, not once per epoch.
 
 Start from a policy with ``GaussianHead``: its mean at 0, or cloned from demonstrations. The defaults are for a clone: a
 low ``lr``, and ``critic_warmup`` iterations for the critic alone.
@@ -91,10 +94,10 @@ class Args(Settings):
     """range ε of the ratio, clipped to 1 ± ε; of the joint ratio of a decision"""
     entropy_coef: NonNegative = 0.0
     """weight of the entropy bonus"""
-    lr: NonNegative = 1e-5
+    lr: Positive = 1e-5
     """learning rate; of the policy at the start: small for a pretrained one, 3e-4 and more for a small one from
     scratch"""
-    value_lr: NonNegative = 1e-3
+    value_lr: Positive = 1e-3
     """learning rate of the value function; at the start"""
     final_lr_fraction: Fraction = 1.0
     """fraction of the learning rates that is left at the end of a linear decay; 1 is constant, 0 is usual from
@@ -109,6 +112,10 @@ class Args(Settings):
     """approximate KL of a minibatch at which the policy stops learning for this iteration"""
     critic_warmup: CountOrZero = 2
     """iterations in which only the critic learns; for pretrained policies"""
+
+    def check_relations(self) -> None:
+        """Raise RunError if settings do not fit each other."""
+        self.require_below("critic_warmup", "iterations")
 
 
 def improve(

@@ -116,9 +116,9 @@ class Args(Settings):
     """weight of the entropy bonus; per dimension"""
     bc_weight: NonNegative = 0.0
     """weight of the imitation loss; the distance to the starting policy; 0 needs no pass of it"""
-    lr: NonNegative = 3e-4
+    lr: Positive = 3e-4
     """learning rate; of flow and noise"""
-    value_lr: NonNegative = 1e-3
+    value_lr: Positive = 1e-3
     """learning rate of the value function"""
     epochs: Count = 5
     """passes over the data of an iteration; at most, see target_kl"""
@@ -132,6 +132,7 @@ class Args(Settings):
     def check_relations(self) -> None:
         """Raise RunError if settings do not fit each other."""
         self.require_order("noise_std_min", "noise_std_max")
+        self.require_below("critic_warmup", "iterations")
 
 
 def improve(policy: Policy, env: Collector, args: Args, rng: Rng | int, run: Run | None = None) -> Iterator[Metrics]:

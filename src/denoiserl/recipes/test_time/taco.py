@@ -17,13 +17,18 @@ executes the one with the largest pseudo-count:
     â = argmax_i N(φ(s, a_i)),   a_i ~ π(· | s),   N = coins / ‖f(φ)‖²
 
 f learns the random signs of every demonstrated decision by squared error, so that ‖f‖² / coins is about one over the
-number of decisions like φ (``nn.coin_flip_network``). As published: φ is what enters the last layer of the policy's own
-network. A decision is not counted at the demonstrated plan, but at the nearest of ``num_noise_candidates`` plans of the
-policy. So features are those of generated plans. There are 20 coins, and a frozen random prior beside f. The condition
-is encoded once for all n plans.
+number of decisions like φ (``nn.coin_flip_network``).
 
-Differences: φ is read at the finished plan and the last time, not one step before. It is standardised instead of
-multiplied by ten. f is small, for small policies. The learning rate warms up and falls on a cosine.
+As published: φ is what enters the last layer of the policy's own network. A decision is not counted at the demonstrated
+plan, but at the nearest of ``num_noise_candidates`` plans of the policy. So features are those of generated plans.
+There are 20 coins, and a frozen random prior beside f. The condition is encoded once for all n plans.
+
+Differences:
+
+- φ is read at the finished plan and the last time, not one step before.
+- φ is standardised instead of multiplied by ten.
+- f is small, for small policies.
+- The learning rate warms up and falls on a cosine.
 
 The counts are a smoothed density: they rank plans, and mean little as numbers. Rare parts of the demonstrations, such
 as recovering from a mistake, are chosen less often than before. The policy's weights do not change: ``generate``
@@ -49,7 +54,7 @@ from denoiserl.control.acting import resolve_execute_horizon, set_execution_hori
 from denoiserl.control.best_of_n import BestOfN, Kind, PseudoCountVerifier, candidates, features
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, NonNegative, Positive, Settings
+from denoiserl.core.settings import Count, Positive, Settings
 from denoiserl.core.tree import tree_map
 from denoiserl.data import Demonstrations, windows
 from denoiserl.nn.coin_flip_network import CoinFlipNetwork, coin_flip_targets
@@ -77,7 +82,7 @@ class Args(Settings):
     """scale of the features; larger values make the count more local"""
     batch_size: Count = 512
     """items per gradient step; decisions"""
-    lr: NonNegative = 1e-3
+    lr: Positive = 1e-3
     """learning rate; of AdamW, at its peak"""
     only_successes: bool = True
     """count only successful demonstrations, where the data say which ones succeeded"""

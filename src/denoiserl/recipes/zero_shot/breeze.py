@@ -73,6 +73,8 @@ from denoiserl.core.settings import (
     FractionBelowOne,
     NonNegative,
     OpenFraction,
+    Positive,
+    PositiveFraction,
     Settings,
 )
 from denoiserl.data import Demonstrations
@@ -97,7 +99,7 @@ class Args(Settings):
     """gradient steps; 1 M as published"""
     batch_size: CountFromTwo = 256
     """items per gradient step; transitions (512 as published)"""
-    lr: NonNegative = 1e-3
+    lr: Positive = 1e-3
     """learning rate; of AdamW (1e-4 as published)"""
     weight_decay: NonNegative = 0.03
     """weight decay of AdamW"""
@@ -109,7 +111,7 @@ class Args(Settings):
     """weight of the orthonormality loss"""
     gamma: FractionBelowOne = 0.98
     """discount factor per environment step"""
-    tau: Fraction = 0.02
+    tau: PositiveFraction = 0.02
     """Polyak rate of the target networks; of F and B (0.01 as published)"""
     policy_ema: Fraction = 0.01
     """rate at which the average of the policy follows; 0.001 as published"""

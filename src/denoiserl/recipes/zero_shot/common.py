@@ -21,7 +21,7 @@ from denoiserl.policy.policy import Policy
 
 
 def demos(data: Demonstrations | EpisodeDataset) -> Demonstrations:
-    """Return the episodes of either."""
+    """Return the demonstrations of an episode data set, or ``data`` itself if it is demonstrations."""
     return data.demos if isinstance(data, EpisodeDataset) else data
 
 

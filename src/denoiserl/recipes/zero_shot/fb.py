@@ -23,8 +23,12 @@ claim.
 
 As released for offline data: noise of 0.2 clipped at 0.3, γ = 0.98, ‖B‖ = √d.
 
-Differences: one optimiser serves everything. Networks are smaller, d = 32 and not 50. The std that the policy's network
-also answers is not used. A decision may be a chunk of actions, with γ per environment step.
+Differences:
+
+- One optimiser updates all networks.
+- Networks are smaller, d = 32 and not 50.
+- The policy's network also returns a std, which is not used.
+- A decision may be a chunk of actions, with γ per environment step.
 
 Expect, with the defaults, a score of 76 after 4 000 updates (72 to 81 in five seeds, 50 starts; staying scores 0, the
 shortest path 100). BREEZE has 86. By reward it is 100 in the corners, and 36 to 88 for the six goals.
@@ -42,7 +46,17 @@ from denoiserl.control.squashed_actions import add_clipped_noise, mean_action
 from denoiserl.control.zero_shot import SuccessorVerifier, policy_for_reward
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
-from denoiserl.core.settings import Count, CountFromTwo, CountOrZero, Fraction, FractionBelowOne, NonNegative, Settings
+from denoiserl.core.settings import (
+    Count,
+    CountFromTwo,
+    CountOrZero,
+    Fraction,
+    FractionBelowOne,
+    NonNegative,
+    Positive,
+    PositiveFraction,
+    Settings,
+)
 from denoiserl.data import Demonstrations, TanhCodec
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.losses.successor import forward_backward, orthonormal, successor_density
@@ -62,7 +76,7 @@ class Args(Settings):
     """gradient steps; 1 M as published"""
     batch_size: CountFromTwo = 256
     """items per gradient step; transitions (1024 as published)"""
-    lr: NonNegative = 1e-3
+    lr: Positive = 1e-3
     """learning rate; of all networks (1e-4 as published)"""
     representation_width: Count = 128
     """width of F and B"""
@@ -72,7 +86,7 @@ class Args(Settings):
     """weight of the orthonormality loss"""
     gamma: FractionBelowOne = 0.98
     """discount factor per environment step"""
-    tau: Fraction = 0.02
+    tau: PositiveFraction = 0.02
     """Polyak rate of the target networks; of F and B (0.01 as published)"""
     goal_task_fraction: Fraction = 0.5
     """fraction of task vectors that are B of states"""
