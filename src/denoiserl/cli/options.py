@@ -7,6 +7,7 @@ import re
 import sys
 import types
 import typing
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
@@ -37,15 +38,26 @@ def parse_as_declared(kind: type[T], command: str, description: str, argv: list[
 
             as_device(device)
     except (RunError, RangeError) as error:
-        raise Misuse(_with_options(str(error), argv)) from None
+        raise Misuse(_with_options(str(error), kind, argv)) from None
     return found
 
 
-def _with_options(message: str, argv: list[str]) -> str:
-    """Return a message with the options of ``argv`` for the names of their fields: ``--save-every`` for save_every."""
+def _with_options(message: str, kind: type, argv: list[str]) -> str:
+    """Return a message with options for the names of fields: ``--save-every`` for save_every.
+
+    Options are as in ``argv``, or have no prefix. A name counts where it has a value, or is to be raised or lowered.
+    """
     given = [word.partition("=")[0] for word in argv if word.startswith("--")]
-    options = {option.lstrip("-").rpartition(".")[2].replace("-", "_"): option for option in given}
-    return re.sub(r"\b([a-z_]+)(?= = )", lambda found: options.get(found[1], found[1]), message)
+    options = {name: f"--{name.replace('_', '-')}" for name in _field_names(kind)}
+    options |= {option.lstrip("-").rpartition(".")[2].replace("-", "_"): option for option in given}
+    place = r"\b[a-z_]+(?= = )|(?<=raise )[a-z_]+|(?<=lower )[a-z_]+|(?<= or )[a-z]+_[a-z_]+"
+    return re.sub(place, lambda found: options.get(found[0], found[0]), message)
+
+
+def _field_names(kind: Any) -> Iterator[str]:
+    hints = get_type_hints(kind)
+    for field in dataclasses.fields(kind):
+        yield from _field_names(hints[field.name]) if dataclasses.is_dataclass(hints[field.name]) else [field.name]
 
 
 def show_ranges(kind: type[T], taken: set[str] | frozenset[str] = frozenset(), brief: bool = False) -> type[T]:

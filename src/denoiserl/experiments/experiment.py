@@ -94,9 +94,8 @@ def may_extend(args: Mapping[str, Any]) -> bool:
 def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     """Make the task's starting policy, let the recipe improve it, and keep the best and the last policy."""
     recipe, settings = method_of(args)
-    kind = args.start or resolve.start_kind(recipe, settings)
     task = tasks.make(args.task, args.task_args)
-    yield from run_recipe(recipe, task, settings, args.seed, run, kind, args.eval_every)
+    yield from run_recipe(recipe, task, settings, args.seed, run, args.start, args.eval_every)
 
 
 def run_recipe(
@@ -114,7 +113,7 @@ def run_recipe(
     ``last``, the one with the best held-out metric as ``best``.
     """
     run = run or Run()
-    resolve.check_fits_task(recipe, args, task, getattr(recipe, "__name__", "the method").rpartition(".")[2])
+    resolve.check_fits_task(recipe, args, task, getattr(recipe, "__name__", "the method").rpartition(".")[2], start)
     policy = yield from task.start_policy(seed, run.stage("imitate"), start or resolve.start_kind(recipe, args))
     stage = run.stage("improve")
     yield from improve_with_eval(recipe.improve, resolve.signal_of(recipe), task, policy, args, seed, stage, eval_every)

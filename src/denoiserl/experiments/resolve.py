@@ -59,9 +59,18 @@ def start_kind(recipe: Any, args: Any) -> str | None:
     return start(args)
 
 
-def check_fits_task(recipe: Any, args: Any, task: Task, name: str) -> None:
-    """Raise RunError if the task does not offer what a method learns from, or its policies do not fit the settings."""
+def check_fits_task(recipe: Any, args: Any, task: Task, name: str, kind: str | None = None) -> None:
+    """Raise RunError if a method cannot run on a task.
+
+    The task must offer its signal and its kind of starting policy (``kind``: another one), of as many steps as the
+    settings need.
+    """
     task.require_signal(signal_of(recipe), name)
+    if kind is None and (kind := start_kind(recipe, args)) is not None and kind not in task.start_kinds:
+        raise RunError(
+            f"{name} starts from a policy of kind {kind!r}, task {task.name!r} has {', '.join(task.start_kinds)}: "
+            f"choose another method or task, or give the task starts={{{kind!r}: ...}}"
+        )
     if task.num_denoising_steps is not None and isinstance(args, Settings):
         args.check_denoising_steps(task.num_denoising_steps)
 

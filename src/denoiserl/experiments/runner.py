@@ -213,12 +213,14 @@ def _record(
 @contextmanager
 def _removed_if_refused(folder: Path) -> Iterator[None]:
     """Remove the folder after an error of ours if it is new and holds no row and no save."""
-    new = not folder.exists()
+    new = [place for place in (folder, folder.parent) if not place.exists()]
     try:
         yield
     except DenoiseRLError:
-        if new and folder.is_dir() and _unborn(folder):
+        if folder in new and folder.is_dir() and _unborn(folder):
             shutil.rmtree(folder)
+            with contextlib.suppress(OSError):  # others have put something into it
+                folder.parent.rmdir() if folder.parent in new else None
         raise
 
 

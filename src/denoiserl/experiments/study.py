@@ -80,13 +80,7 @@ class Study:
                 raise RunError(f"arm {name!r} learns from {signal}, {other}: compare methods of one kind")
             signals[name] = signal
             settings = find.settings(arm.method, arm.settings)
-            find.check_fits_task(find.method(arm.method), settings, task, f"arm {name!r}: {arm.method}")
-            need = find.start_kind(find.method(arm.method), settings)
-            if need is not None and arm.kind is None and need not in task.start_kinds:
-                raise RunError(
-                    f"arm {name!r}: {arm.method} starts from a policy of kind {need!r}, task {task.name!r} has "
-                    f"{', '.join(task.start_kinds)}: give the task starts={{{need!r}: ...}}"
-                )
+            find.check_fits_task(find.method(arm.method), settings, task, f"arm {name!r}: {arm.method}", arm.kind)
         return task
 
     def run(self, name: str, seed: int, folder: Path, trial_seed: int, **settings: Any) -> Job:
