@@ -50,7 +50,7 @@ def main(iterations: int = 50, updates: int = 900) -> tuple[float, float]:
     policy = masked_policy(model(), MASK, LENGTH, n=1, banned=(PLUS, EQUALS), order="confidence", tokens=2)
     data = text(20_000, Rng(0))
     answer = (torch.arange(LENGTH) >= 4).expand_as(data)  # prompts are never masked
-    list(fit(policy.process, policy.denoiser, data, None, updates, Rng(1), batch=128, lr=2e-3, live=answer))
+    list(fit(policy.process, policy.denoiser, data, None, updates, Rng(1), batch=128, lr=2e-3, loss_mask=answer))
 
     def solved() -> float:
         asked = prompts.repeat(4, 1)

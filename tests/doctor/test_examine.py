@@ -56,11 +56,11 @@ def test_a_language_model_is_examined() -> None:
     process = Masked(sudoku.VOCAB, "confidence", tokens=4)
     made = Policy.of(process, TokenDenoiser(net), (sudoku.CELLS,), process.steps(time_grid(3)), codec=InfillCodec())
     canvases = sudoku.puzzles(sudoku.grids(), 40, Rng(0))[0]
-    found = named(examine(made, reward=sudoku.reward, prompts=canvases, batch=32, group=4))
+    found = named(examine(made, reward=sudoku.reward, prompts=canvases, num_samples=32, group_size=4))
     assert found["first ratio"].level == "ok"
     assert "stopped" not in " ".join(f.message for f in found.values())
     few = replace(made, train_steps=process.steps(time_grid(1)), eval_steps=process.steps(time_grid(1)))
-    assert "steps of 4 tokens" in named(examine(few, prompts=canvases, batch=16))["drawing"].message
+    assert "steps of 4 tokens" in named(examine(few, prompts=canvases, num_samples=16))["drawing"].message
 
 
 def test_nothing_is_changed() -> None:
@@ -69,7 +69,7 @@ def test_nothing_is_changed() -> None:
     before = {k: v.clone() for k, v in made.weights.module.state_dict().items()}
     made.weights.module.train()
     states = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # type: ignore[index]
-    examine(made, reward=reward, prompts=PM.prompts, batch=16)
+    examine(made, reward=reward, prompts=PM.prompts, num_samples=16)
     after = torch.get_rng_state(), np.random.get_state()[1], random.getstate()  # type: ignore[index]
     assert torch.equal(states[0], after[0])
     assert np.array_equal(states[1], after[1])
@@ -81,7 +81,7 @@ def test_nothing_is_changed() -> None:
 
 def test_an_examination_is_repeatable() -> None:
     def said() -> list[str]:
-        found = examine(generator(), reward=reward, prompts=PM.prompts, rng=Rng(3), batch=16)
+        found = examine(generator(), reward=reward, prompts=PM.prompts, rng=Rng(3), num_samples=16)
         return [f.message for f in found if f.name not in ("speed", "memory")]
 
     assert said() == said()
@@ -117,10 +117,10 @@ def test_a_broken_reward_is_a_finding_and_stops_nothing() -> None:
     def broken(x: Tensor, prompts: Tensor) -> Tensor:
         raise KeyError("prompt")
 
-    found = named(examine(generator(), reward=broken, prompts=PM.prompts, batch=16))
+    found = named(examine(generator(), reward=broken, prompts=PM.prompts, num_samples=16))
     assert found["reward"].level == "error"
     assert "prompt" in found["reward"].message
-    flat = named(examine(generator(), reward=lambda x, p: torch.ones(len(x)), prompts=PM.prompts, batch=16))
+    flat = named(examine(generator(), reward=lambda x, p: torch.ones(len(x)), prompts=PM.prompts, num_samples=16))
     assert flat["reward"].level == "error"
 
 
@@ -141,11 +141,11 @@ def test_a_codec_that_fails_is_found_before_anything_else() -> None:
 
 def test_findings_come_as_they_are_made_and_nonsense_is_refused() -> None:
     seen: list[Finding] = []
-    assert examine(generator(), prompts=PM.prompts, batch=16, watch=seen.append) == seen
+    assert examine(generator(), prompts=PM.prompts, num_samples=16, on_finding=seen.append) == seen
     with pytest.raises(RunError, match="one of them"):
         examine(generator(), env="CartPole-v1", reward=reward)
     with pytest.raises(RunError, match="groups"):
-        examine(generator(), batch=8, group=8)
+        examine(generator(), num_samples=8, group_size=8)
     with pytest.raises(RunError, match="remedy"):
         Finding("x", "error", "it broke")
     with pytest.raises(RunError, match="Did you mean 'warning'"):

@@ -119,12 +119,12 @@ def test_any_tick_the_end_and_the_first_success_are_three_things():
 
     told = evaluate(still, partial(Late, tell), 12, seed=1)
     chunks = evaluate(lambda o, r: torch.zeros(len(o), 3, 1), partial(Late, tell), 12, seed=1)
-    assert told.success is not None and bool(told.success.all()) and 0 < int(told.held.sum()) < 12
+    assert told.success is not None and bool(told.success.all()) and 0 < int(told.last_success.sum()) < 12
     assert told.outcomes["steps_to_success"].tolist() == [2.0] * 12
-    assert torch.equal(told.held, chunks.held) and torch.equal(told.first, chunks.first)
+    assert torch.equal(told.last_success, chunks.last_success) and torch.equal(told.first, chunks.first)
     some = evaluate(still, partial(Late, lambda env: {"success": env.k == 3 and env.start > 0}), 12, seed=1)
     assert some.summary()["steps_to_success"] == 3.0 and some.outcomes["steps_to_success"].isnan().any()
-    assert not bool(some.held.any()) and some.summary()["success"] == float(told.held.float().mean())
+    assert not bool(some.last_success.any()) and some.summary()["success"] == float(told.last_success.float().mean())
 
 
 def test_starts_that_are_alike_or_not_of_their_seed_are_told():

@@ -213,5 +213,5 @@ def test_a_lerobot_checkpoint_is_improved_from_the_command_line(tmp_path: Path, 
 
 
 def test_clones_of_the_experiment_see_one_observation():
-    with pytest.raises(RunError, match="a policy at start"):
+    with pytest.raises(RunError, match="policy at start"):
         env_task.Args(obs_horizon=2)

@@ -319,7 +319,7 @@ def test_evaluation_without_a_success_signal_has_none():
 
 def test_evaluation_can_be_watched():
     seen: dict[int, int] = {}
-    told = evaluate(constant(), Counting, 5, num_envs=2, watch=lambda i, env: seen.update({i: seen.get(i, 0) + 1}))
+    told = evaluate(constant(), Counting, 5, num_envs=2, on_step=lambda i, env: seen.update({i: seen.get(i, 0) + 1}))
     assert [seen[i] for i in range(5)] == told.lengths.tolist()
 
 
@@ -353,7 +353,7 @@ def test_success_in_any_tick_of_a_chunk_counts_in_batched_worlds():
     out = stream.owner
     out.reset([0, 1, 2, 3])
     played = out.step_chunk(np.zeros((4, 3, 2)), np.ones(4, bool), 1.0)
-    assert played.first.tolist() == [0, 1, 2, 3] and played.held.tolist() == [0, 0, 0, 1]
+    assert played.first.tolist() == [0, 1, 2, 3] and played.last_success.tolist() == [0, 0, 0, 1]
 
 
 class Early(gymnasium.Env):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from denoiserl.nn import MLP, Transformer, UNet1D, UNet2D
-from denoiserl.nn.embed import Grid, PositionEmbedding, fourier, rotary, rotate
+from denoiserl.nn.embed import GridEmbedding, PositionEmbedding, fourier, rotary, rotate
 from denoiserl.nn.unet1d import SMALL, Conv1d, Double
 
 
@@ -123,13 +123,17 @@ def test_equal_masks_at_different_places_are_told_apart(position: str) -> None:
 
 
 def test_positions_are_as_loud_as_tokens() -> None:
-    for table in (PositionEmbedding(400, 64)(400), Grid(20, 20, 64)(400), Grid(16, 16, 64, (4, 4))(256)):
+    for table in (
+        PositionEmbedding(400, 64)(400),
+        GridEmbedding(20, 20, 64)(400),
+        GridEmbedding(16, 16, 64, (4, 4))(256),
+    ):
         assert abs(table.pow(2).mean().sqrt() - 1) < 0.15
 
 
 def test_grid_positions_share_what_cells_share() -> None:
     """Embeddings of a sudoku correlate by the number of units (row, column, box) that two cells share, out of three."""
-    e = Grid(4, 4, 4096, (2, 2))(16)
+    e = GridEmbedding(4, 4, 4096, (2, 2))(16)
     e = F.normalize(e, dim=1)
     similar = e @ e.T
     for i in range(16):

@@ -154,7 +154,7 @@ RELATIONS = [
     ("dsrl", {"iterations": 4}, "iterations = 4 takes 384 decisions"),
     ("synther_sac", {"iterations": 10}, "iterations = 10 takes 500 decisions"),
     *[(name, {"reward_weights": {"a": 0, "b": 0.0}}, "reward_weights = .* no weight other than 0") for name in WEIGHED],
-    ("env", {"obs_horizon": 2}, "obs_horizon = 2: clones get one observation"),
+    ("env", {"obs_horizon": 2}, "obs_horizon = 2 needs a policy at start"),
     ("gorl", {"stage_fractions": ()}, "stage_fractions = .* at least 1"),
     ("gorl", {"stage_fractions": (0.0,)}, "stage_fractions = .* no positive share"),
     ("gorl", {"stage_fractions": (2.0, -1.0)}, "stage_fractions = -1.0 is out of range"),
@@ -235,8 +235,8 @@ def test_the_command_line_refuses_the_same(
 @pytest.mark.parametrize(
     ("name", "options", "words"),
     [
-        ("reinflow", ["--noise-std-min", "0.5"], "noise-std-min = 0.5 is above noise_std_max"),
-        ("ppo", ["--execution-horizon", "6"], "execution-horizon = 6 is above action_horizon"),
+        ("reinflow", ["--noise-std-min", "0.5"], "noise-std-min = 0.5 is above --noise-std-max"),
+        ("ppo", ["--execution-horizon", "6"], "execution-horizon = 6 is above --action-horizon"),
         ("gorl", ["--stage-fractions", "0"], "no positive share"),
         ("synther", ["--model.lr", "-1"], "lr = -1.0 is out of range"),
     ],

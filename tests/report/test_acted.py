@@ -64,7 +64,7 @@ def test_of_many_episodes_the_first_failures_and_successes_are_shown() -> None:
     assert any(won) and not all(won)
     few, many = (episode_video(still, Blinking, n, 3)["episodes.gif"] for n in (3, 12))
     assert isinstance(few, bytes) and isinstance(many, bytes)
-    sizes = [Image.open(io.BytesIO(film)).size for film in (few, many)]
+    sizes = [Image.open(io.BytesIO(encode_video)).size for encode_video in (few, many)]
     shown = min(4, won.count(False)) + min(4, won.count(True))  # four in a row
     assert shown > 4 and sizes[1][1] > 1.9 * sizes[0][1] and sizes[1][0] > 1.3 * sizes[0][0]
 

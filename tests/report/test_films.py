@@ -6,7 +6,7 @@ import numpy
 import pytest
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.report import film, film_grid, select_episodes
+from denoiserl.report import encode_video, film_grid, select_episodes
 from denoiserl.report.html import media_type
 from denoiserl.report.video_grid import LOST, UNKNOWN, WON
 
@@ -64,7 +64,7 @@ def test_grid_fills_lines_and_stands_small_films_in_the_middle() -> None:
     assert (dark[0].min(), dark[0].max(), dark[1].min(), dark[1].max()) == (16, 47, 16, 47)
     assert (sheet[:, band + 64 + 4 :, 68:] == 255).all()  # the fourth place is empty
     assert (sheet[0, :band, :64] < 128).any()  # the name is written
-    assert media_type(film(sheet, 10)) in ("image/gif", "video/mp4")
+    assert media_type(encode_video(sheet, 10)) in ("image/gif", "video/mp4")
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from denoiserl.core.errors import InvalidInputError, MissingExtraError
-from denoiserl.report import film, gif, image_grid, mp4, png
+from denoiserl.report import encode_video, gif, image_grid, mp4, png
 from denoiserl.report.html import media_type
 from denoiserl.report.media import pixels
 
@@ -86,7 +86,7 @@ def test_a_frame_that_stands_still_is_stored_once_for_its_whole_time() -> None:
 def test_mp4_comes_back_with_every_frame() -> None:
     ffmpeg = pytest.importorskip("imageio_ffmpeg")
     data = mp4(moving(15, side=63), fps=15)
-    assert media_type(data) == "video/mp4" == media_type(film(moving(15)))
+    assert media_type(data) == "video/mp4" == media_type(encode_video(moving(15)))
     import tempfile
 
     with tempfile.NamedTemporaryFile(suffix=".mp4") as file:
@@ -99,4 +99,4 @@ def test_without_ffmpeg_a_film_is_a_gif(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(MissingExtraError, match="pip install imageio-ffmpeg"):
         mp4(moving(3))
-    assert media_type(film(moving(3))) == "image/gif"
+    assert media_type(encode_video(moving(3))) == "image/gif"

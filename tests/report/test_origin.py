@@ -41,6 +41,8 @@ def other(args: object) -> object:
             changed[f.name] = value * 2 + 1 if isinstance(value, int) else value / 2 + 0.1
         elif isinstance(value, tuple) and value and isinstance(value[0], int | float):
             changed[f.name] = tuple(v + 1 if isinstance(v, int) else v / 2 for v in value)
+    if hasattr(args, "obs_horizon"):
+        changed["start"] = "runs/other"  # which more than one observation needs
     return dataclasses.replace(args, **changed)  # type: ignore[type-var]
 
 
@@ -57,7 +59,9 @@ def test_the_command_gives_the_options_back(name: str, tmp_path: Path, monkeypat
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     recipe, task = recipes.load(name), tasks.args_type(recipes.load(name).DEFAULT_TASK)
     usual = task(**getattr(recipe, "DEFAULT_TASK_ARGS", {}))
-    for i, (args, base) in enumerate(((recipe.Args(), usual), (other(recipe.Args()), other(usual)))):
+    for i, (args, base) in enumerate(
+        ((recipe.Args(), usual), (other(recipe.Args()), other(usual)))
+    ):
         made = experiment.Args(name, to_json(args), recipe.DEFAULT_TASK, to_json(base), seed=3 * i)
         record = {"program": experiment.__name__, "args": to_json(made), "device": "cuda:1", "precision": "bf16"}
         record |= {

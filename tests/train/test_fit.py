@@ -26,7 +26,7 @@ class Noised:
 class Straight:
     """x_t = (1 - t) x_0 + t ε and the squared error of the estimate of x_0."""
 
-    def noise(self, x0, t, rng, live=None):
+    def noise(self, x0, t, rng, loss_mask=None):
         return Noised((1 - t[:, None]) * x0 + t[:, None] * rng.normal(*x0.shape), t, x0)
 
     def loss(self, denoise, noised, context):

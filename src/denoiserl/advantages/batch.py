@@ -17,11 +17,11 @@ def normalise(advantage: Tensor, mask: Tensor | None = None) -> Tensor:
     The std is the population std, and no ε is added. Equal advantages give exact zeros; 4 units in the last place of
     the largest one count as equal. Raise InvalidInputError for fewer than two.
     """
-    live = torch.ones_like(advantage, dtype=torch.bool) if mask is None else mask
-    same_shape(advantage=advantage, mask=live)
-    boolean(mask=live)
-    finite(live, advantage=advantage)
-    x = as_float(advantage)[live]
+    counted = torch.ones_like(advantage, dtype=torch.bool) if mask is None else mask
+    same_shape(advantage=advantage, mask=counted)
+    boolean(mask=counted)
+    finite(counted, advantage=advantage)
+    x = as_float(advantage)[counted]
     if x.numel() < 2:
         raise InvalidInputError(
             f"{x.numel()} advantage(s) cannot be normalised: use a larger batch, or leave them as they are."
@@ -33,7 +33,7 @@ def normalise(advantage: Tensor, mask: Tensor | None = None) -> Tensor:
     if peak > 0:
         unit = centred / peak
         centred = unit / unit.square().mean().sqrt()
-    return torch.zeros_like(as_float(advantage)).masked_scatter(live, centred)
+    return torch.zeros_like(as_float(advantage)).masked_scatter(counted, centred)
 
 
 def clip_quantile(advantage: Tensor, q: float) -> Tensor:

@@ -46,13 +46,13 @@ class PerPromptStatTracker:
         reward = as_float(reward)
         if reward.shape != (len(keys),):
             raise InvalidInputError(f"Give one reward per prompt: {len(keys)} prompts, reward {list(reward.shape)}.")
-        live = torch.ones_like(reward, dtype=torch.bool) if valid is None else valid
-        same_shape(reward=reward, valid=live)
-        boolean(valid=live)
-        finite(live, reward=reward)
+        counted = torch.ones_like(reward, dtype=torch.bool) if valid is None else valid
+        same_shape(reward=reward, valid=counted)
+        boolean(valid=counted)
+        finite(counted, reward=reward)
 
         fresh: dict[Hashable, list[float]] = {}
-        for key, r, ok in zip(keys, reward.tolist(), live.tolist(), strict=True):
+        for key, r, ok in zip(keys, reward.tolist(), counted.tolist(), strict=True):
             if ok:
                 fresh.setdefault(key, []).append(r)
         if not fresh:
@@ -67,7 +67,7 @@ class PerPromptStatTracker:
         }
         out = [
             (r - at[k][0]) / at[k][1] if ok and at[k][1] > 0 else 0.0
-            for k, r, ok in zip(keys, reward.tolist(), live.tolist(), strict=True)
+            for k, r, ok in zip(keys, reward.tolist(), counted.tolist(), strict=True)
         ]
         return torch.tensor(out, dtype=reward.dtype, device=reward.device)
 

@@ -80,10 +80,10 @@ def doctor(argv: list[str]) -> None:
             reward,
             prompts,
             Rng(args.seed, policy.device),
-            batch=args.num_samples,
-            group=args.group_size,
-            rows_a_step=args.batch_size,
-            execute=args.execution_horizon,
+            num_samples=args.num_samples,
+            group_size=args.group_size,
+            batch_size=args.batch_size,
+            execution_horizon=args.execution_horizon,
             recording=_recording(args, loaded, task),
         )
         if isinstance(env, Collector):

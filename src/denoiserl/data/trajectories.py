@@ -181,15 +181,15 @@ def windows_to_transitions(parts: Parts, low: Tensor, high: Tensor, gamma: float
     """
     over, sure = parts["done"][..., 0] > 0.5, parts["sure"][..., 0]
     stop = (over | ~sure).long()
-    live = sure & (stop.cumsum(1) - stop == 0)
-    live[:, -1] &= over[:, -1]
-    if not bool(live.any()):
+    kept = sure & (stop.cumsum(1) - stop == 0)
+    kept[:, -1] &= over[:, -1]
+    if not bool(kept.any()):
         raise InvalidInputError("the generated windows hold no step with a clear end flag: train the model longer")
     after = torch.cat([parts["obs"][:, 1:], parts["obs"][:, -1:]], 1)
-    ended, one = over[live], torch.ones(int(live.sum()), dtype=torch.int64)
+    ended, one = over[kept], torch.ones(int(kept.sum()), dtype=torch.int64)
     return Transitions(
-        parts["obs"][live], parts["action"][live][:, None], parts["reward"][live][:, 0], gamma * ~ended,
-        after[live], ended, one, low, high, gamma, name,
+        parts["obs"][kept], parts["action"][kept][:, None], parts["reward"][kept][:, 0], gamma * ~ended,
+        after[kept], ended, one, low, high, gamma, name,
     )  # fmt: skip
 
 

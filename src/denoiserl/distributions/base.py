@@ -52,25 +52,25 @@ class Distribution(Protocol):
         ...
 
 
-def sum_event(per_factor: Tensor, event: int, live: Tensor | None = None) -> Tensor:
-    """Sum over the event's factors: [*batch, *event] → [*batch]. Factors outside ``live`` count 0."""
-    if live is not None:
-        per_factor = torch.where(live, per_factor, 0.0)
+def sum_event(per_factor: Tensor, event: int, mask: Tensor | None = None) -> Tensor:
+    """Sum over the event's factors: [*batch, *event] → [*batch]. Factors outside ``mask`` count 0."""
+    if mask is not None:
+        per_factor = torch.where(mask, per_factor, 0.0)
     return per_factor if event == 0 else per_factor.flatten(per_factor.ndim - event).sum(-1)
 
 
-def mean(per_factor: Tensor, event: int, live: Tensor | None = None) -> Tensor:
+def mean(per_factor: Tensor, event: int, mask: Tensor | None = None) -> Tensor:
     """Return the mean over the event's live factors: [*batch, *event] → [*batch]; 0 where none is live."""
-    size = count(per_factor.shape, event, live, per_factor.device)
-    return sum_event(per_factor, event, live) / size.clamp_min(1)
+    size = count(per_factor.shape, event, mask, per_factor.device)
+    return sum_event(per_factor, event, mask) / size.clamp_min(1)
 
 
-def count(shape: torch.Size, event: int, live: Tensor | None, device: torch.device) -> Tensor:
+def count(shape: torch.Size, event: int, mask: Tensor | None, device: torch.device) -> Tensor:
     """Count the live factors of each event: [*batch], float32."""
     batch = shape[: len(shape) - event]
-    if live is None:
+    if mask is None:
         return torch.full(batch, float(shape[len(shape) - event :].numel()), device=device)
-    return sum_event(live.expand(shape).float(), event)
+    return sum_event(mask.expand(shape).float(), event)
 
 
 def no_density_error() -> NoDensityError:

@@ -11,29 +11,29 @@ from denoiserl.core.errors import InvalidInputError
 from denoiserl.distributions.base import count, sum_event
 
 
-def invert(logits: Tensor, uniform: Tensor, live: Tensor | None = None) -> Tensor:
+def invert(logits: Tensor, uniform: Tensor, mask: Tensor | None = None) -> Tensor:
     """Return the token at which the cumulative probability passes ``uniform`` [*], from logits [*, V].
 
     Tokens of probability zero (logit −∞) are never drawn. Computed in float32: low-precision Gumbel noise is a known
-    fault of public samplers. Raise InvalidInputError if a token that counts (``live`` [*]; None: all) has no
+    fault of public samplers. Raise InvalidInputError if a token that counts (``mask`` [*]; None: all) has no
     distribution: a logit is NaN or +∞, or all are −∞.
     """
     p = logits.float().softmax(-1)
     cumulative = p.cumsum(-1)
     total = cumulative[..., -1:]
-    _lawful(total[..., 0], live)
+    _lawful(total[..., 0], mask)
     target = torch.minimum(uniform[..., None] * total, torch.nextafter(total, torch.zeros_like(total)))
     token = torch.searchsorted(cumulative, target.contiguous(), right=True).clamp_max(p.shape[-1] - 1)
     # A parallel cumulative sum (GPU) can rise by a rounding error at an impossible token: then take the likeliest.
     return torch.where(p.gather(-1, token) > 0, token, p.argmax(-1, keepdim=True)).squeeze(-1)
 
 
-def _lawful(total: Tensor, live: Tensor | None) -> None:
+def _lawful(total: Tensor, mask: Tensor | None) -> None:
     """Raise InvalidInputError if the sum of the probabilities [*] is NaN at a token that counts.
 
     On an accelerator the check does not synchronise: the error comes later, and without positions.
     """
-    wrong = total.isnan() if live is None else total.isnan() & live
+    wrong = total.isnan() if mask is None else total.isnan() & mask
     fault = "have no distribution: a logit is NaN or +inf, or every token is excluded (-inf)"
     remedy = "Look at the network's weights, or ban fewer tokens."
     try:

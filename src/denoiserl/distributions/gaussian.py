@@ -71,5 +71,5 @@ def stack(laws: Sequence[Gaussian]) -> Gaussian:
         std = torch.stack([law.std for law in laws]).view(-1, *(1,) * head.event_dims)
     else:
         std = torch.stack([law.std.expand_as(law.mean) for law in laws], 1)
-    live = [law.mask.expand_as(law.mean) for law in laws if law.mask is not None]
-    return Gaussian(means, std, head.event_dims, head.has_density, torch.stack(live, 1) if live else None)
+    mask = [law.mask.expand_as(law.mean) for law in laws if law.mask is not None]
+    return Gaussian(means, std, head.event_dims, head.has_density, torch.stack(mask, 1) if mask else None)

@@ -43,10 +43,11 @@ WORDS = {
 class Evaluation:
     """Results with one entry per episode, in the order of the seeds.
 
-    ``success`` [N] bool: reported at any step (None if the environment never reports it). ``held`` [N] bool: the last
-    report. ``first`` [N]: the step of the first success, counted from 1; 0 for none. ``returns`` [N]: undiscounted.
-    ``lengths`` [N]: steps. ``finished`` [N]: False where ``max_episode_steps`` cut the episode. ``crashed`` [N]: the
-    environment raised or returned NaN; such an episode is a failure. ``notes``: warnings about these numbers.
+    ``success`` [N] bool: reported at any step (None if the environment never reports it). ``last_success`` [N] bool:
+    the last report. ``first`` [N]: the step of the first success, counted from 1; 0 for none. ``returns`` [N]:
+    undiscounted. ``lengths`` [N]: steps. ``finished`` [N]: False where ``max_episode_steps`` cut the episode.
+    ``crashed`` [N]: the environment raised or returned NaN; such an episode is a failure. ``notes``: warnings about
+    these numbers.
     """
 
     success: Tensor | None
@@ -54,7 +55,7 @@ class Evaluation:
     lengths: Tensor
     finished: Tensor
     seeds: tuple[int, ...]
-    held: Tensor
+    last_success: Tensor
     first: Tensor
     crashed: Tensor
     notes: tuple[str, ...] = ()
@@ -68,7 +69,7 @@ class Evaluation:
         found = {"return": self.returns, "length": self.lengths.float()}
         if self.success is None:
             return found
-        found = {SUCCESS: self.success.float(), HELD: self.held.float(), **found}
+        found = {SUCCESS: self.success.float(), HELD: self.last_success.float(), **found}
         if bool(self.success.any()):
             found[REACHED] = torch.where(self.success, self.first.float(), torch.nan)
         return found
@@ -86,12 +87,12 @@ def evaluate(
     num_envs: int = 32,
     processes: int = 1,
     max_episode_steps: int = 100_000,
-    watch: Callable[[int, Any], None] | None = None,
+    on_step: Callable[[int, Any], None] | None = None,
 ) -> Evaluation:
     """Play ``episodes`` episodes of ``env`` (what ``Collector`` takes) with ``act(obs, rng) -> action or (action, _)``.
 
     Start state and policy noise of episode i depend on (seed, i) alone. Two policies therefore meet the same start
-    states, and ``num_envs`` does not change the result. ``watch(episode, env)`` is called after every step, for
+    states, and ``num_envs`` does not change the result. ``on_step(episode, env)`` is called after every step, for
     rendering (one process only). Nothing here counts against a budget.
 
     An episode that crashes counts as a failure. Raise EnvFault if all crash, or if a vector environment does. Warn
@@ -108,14 +109,14 @@ def evaluate(
         for begin in range(0, episodes, owner.count):
             part = seeds[begin : begin + owner.count]
             spare = [derive_seed(seed, -1 & 0xFFFF, i) for i in range(owner.count - len(part))]
-            look = None if watch is None else (lambda i, e, b=begin: watch(b + (i or 0), e))
+            look = None if on_step is None else (lambda i, e, b=begin: on_step(b + (i or 0), e))
             parts.append(_round(act, owner, spec, part + spare, len(part), max_episode_steps, look, not parts, codec))
     if not hasattr(env, "num_envs"):
         owner.close()
     reports = any(p.reports for p in parts)
-    first, held, returns, lengths, finished, solved = (
+    first, last_success, returns, lengths, finished, solved = (
         np.concatenate([getattr(p, name) for p in parts])
-        for name in ("first", "held", "returns", "lengths", "finished", "solved")
+        for name in ("first", "last_success", "returns", "lengths", "finished", "solved")
     )
     at = np.cumsum([0, *(len(p.first) for p in parts)])
     faults = {int(b) + i: fault for b, p in zip(at, parts, strict=False) for i, fault in p.faults.items()}
@@ -136,7 +137,7 @@ def evaluate(
         torch.from_numpy(lengths),
         torch.from_numpy(finished & ~lost),
         tuple(seeds),
-        torch.from_numpy((held > 0) & ~lost),
+        torch.from_numpy((last_success > 0) & ~lost),
         torch.from_numpy(np.where(lost, 0, first)),
         torch.from_numpy(lost),
         notes,
@@ -149,7 +150,7 @@ class _Round:
     crashes."""
 
     first: np.ndarray
-    held: np.ndarray
+    last_success: np.ndarray
     returns: np.ndarray
     lengths: np.ndarray
     finished: np.ndarray
@@ -167,7 +168,7 @@ def _round(
     seeds: list[int],
     n: int,
     max_episode_steps: int,
-    watch: Any,
+    on_step: Any,
     ask: bool,
     codec: Any,
 ) -> _Round:
@@ -182,27 +183,29 @@ def _round(
         notes += units.unit_remarks(codec, owner, spec)
         notes += units.range_remarks(codec, begun, f"the first observations of {owner.name}", every=True)
     starts, rng, solved = [remarks.row(obs, i) for i in range(n)], Rng.rows(seeds), owner.solved[:n].copy()
-    alive = np.arange(owner.count) < n
+    active = np.arange(owner.count) < n
     returns, (lengths, first) = np.zeros(owner.count), np.zeros((2, owner.count), np.int64)
-    held, reports = np.zeros(owner.count, np.int8), False
+    last_success, reports = np.zeros(owner.count, np.int8), False
     faults: dict[int, Fault] = {}
-    while alive.any() and lengths.max() < max_episode_steps:
+    while active.any() and lengths.max() < max_episode_steps:
         answer = act(tensors(obs, spec.obs, owner.name), rng)
         action = answer[0] if isinstance(answer, tuple) else answer
-        out = owner.step_chunk(prepare_actions(action, spec, owner.count, owner.name)[0], alive, 1.0, False, watch)
+        out = owner.step_chunk(prepare_actions(action, spec, owner.count, owner.name)[0], active, 1.0, False, on_step)
         for fault in out.faults:  # of this decision, or of a failed reset
-            if fault.env is not None and alive[fault.env]:
+            if fault.env is not None and active[fault.env]:
                 faults.setdefault(fault.env, fault)
-                alive[fault.env] = False
-        if out.held is not None:
+                active[fault.env] = False
+        if out.last_success is not None:
             reports = True
-            first = np.where(alive & (first == 0) & (out.first > 0), lengths + out.first, first)
-            held = np.where(alive & (out.held >= 0), out.held, held)
-        returns += np.where(alive, out.raw, 0.0)
-        lengths += np.where(alive, out.length, 0)
-        obs = assign_rows(obs, alive, out.after)
-        alive = alive & ~out.done
-    return _Round(first[:n], held[:n], returns[:n], lengths[:n], ~alive[:n], solved, reports, starts, faults, notes)
+            first = np.where(active & (first == 0) & (out.first > 0), lengths + out.first, first)
+            last_success = np.where(active & (out.last_success >= 0), out.last_success, last_success)
+        returns += np.where(active, out.raw, 0.0)
+        lengths += np.where(active, out.length, 0)
+        obs = assign_rows(obs, active, out.after)
+        active = active & ~out.done
+    return _Round(
+        first[:n], last_success[:n], returns[:n], lengths[:n], ~active[:n], solved, reports, starts, faults, notes
+    )
 
 
 def record_video(
@@ -216,13 +219,13 @@ def record_video(
     frames: list[list[np.ndarray]] = [[] for _ in range(episodes)]
     steps = [0] * episodes
 
-    def watch(episode: int, one: Any) -> None:
+    def on_step(episode: int, one: Any) -> None:
         if steps[episode] % every == 0:
             frames[episode].append(render_frame(one, size))
         steps[episode] += 1
 
     with remarks.remarks():  # reported with the numbers
-        done = evaluate(act, env, episodes, seed, episodes, watch=watch)
+        done = evaluate(act, env, episodes, seed, episodes, on_step=on_step)
     won: list[bool | None] = [None] * episodes if done.success is None else [bool(w) for w in done.success]
     blank = [np.zeros_like(next((f[0] for f in frames if f), np.zeros((size, size, 3), np.uint8)))]
     return [np.stack(f or blank) for f in frames], won  # an episode that crashed at once has no frame

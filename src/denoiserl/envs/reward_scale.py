@@ -27,7 +27,7 @@ class RewardScale:
     def __call__(self, reward: Tensor, gamma: Tensor, done: Tensor, alive: Tensor | None = None) -> Tensor:
         """Return scaled rewards [T, B]; ``gamma`` [T, B]: discount of each step, ``done``: where an episode ended.
 
-        ``alive`` [T, B] bool: the valid steps (None: all). The others do not enter the statistics.
+        ``active`` [T, B] bool: the valid steps (None: all). The others do not enter the statistics.
         """
         if self.running is None or self.running.shape != reward.shape[1:]:
             self.running = torch.zeros(reward.shape[1:], device=reward.device)

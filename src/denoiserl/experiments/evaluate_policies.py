@@ -58,19 +58,19 @@ def evaluate_policies(
     seed: int,
     trials: int,
     level: float = 0.05,
-    early: bool = False,
+    stop_early: bool = False,
     progress: bool = True,
 ) -> EvaluationResult:
     """Run ``trials`` of each policy on the same starts, in a random order that is hidden from the task.
 
-    ``early``: starts come in blocks, and the outcomes (0 or 1) of each block enter a ``SequentialComparison``. The
+    ``stop_early``: starts come in blocks, and the outcomes (0 or 1) of each block enter a ``SequentialComparison``. The
     trials stop when it is done. Its verdicts are valid whenever it stops.
     """
     prints = {name: fingerprint(policy.denoiser.state_dict()) for name, (policy, _) in policies.items()}
     outcomes: dict[str, list[Mapping[str, Tensor]]] = {name: [] for name in policies}
     remarked: dict[str, list[str]] = {name: [] for name in policies}
-    race = SequentialComparison(list(policies), level) if early else None
-    size = BLOCK if early else trials
+    race = SequentialComparison(list(policies), level) if stop_early else None
+    size = BLOCK if stop_early else trials
     shown = progress and sys.stderr.isatty()
     with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bar:
         job = bar.add_task("trials", total=trials * len(policies))

@@ -17,13 +17,13 @@ from denoiserl.advantages.checks import require_no_grad, same_shape
 from denoiserl.core.errors import InvalidInputError
 
 
-def successor_density(ahead: Tensor, back: Tensor) -> Tensor:
+def successor_density(forward: Tensor, backward: Tensor) -> Tensor:
     """Return ``F(s_i, a_i)ᵀ B(s'_j)``, the density of the successor measure: [*c, n, d] and [m, d] to [*c, n, m]."""
-    if ahead.shape[-1] != back.shape[-1]:
+    if forward.shape[-1] != backward.shape[-1]:
         raise InvalidInputError(
-            f"F has {ahead.shape[-1]} dimensions and B {back.shape[-1]}: their product needs equal ones"
+            f"F has {forward.shape[-1]} dimensions and B {backward.shape[-1]}: their product needs equal ones"
         )
-    return ahead @ back.mT
+    return forward @ backward.mT
 
 
 def forward_backward(measured: Tensor, target: Tensor, discount: Tensor) -> Tensor:
@@ -43,37 +43,39 @@ def forward_backward(measured: Tensor, target: Tensor, discount: Tensor) -> Tens
     return _others(off) - measured.diagonal(dim1=-2, dim2=-1)
 
 
-def orthonormal(back: Tensor) -> Tensor:
+def orthonormal(backward: Tensor) -> Tensor:
     """Return ``−2 ‖b_i‖² + mean_{j≠i} (b_iᵀ b_j)²``, [n, d] to [n].
 
     Its mean over data is ‖E[B Bᵀ] − I‖² − d (2103.07945).
     """
-    _several(len(back))
-    gram = back @ back.mT
+    _several(len(backward))
+    gram = backward @ backward.mT
     return _others(gram.square()) - 2 * gram.diagonal()
 
 
-def implied_reward(back: Tensor, z: Tensor, ridge: float = 1e-3) -> Tensor:
+def implied_reward(backward: Tensor, z: Tensor, ridge: float = 1e-3) -> Tensor:
     """Return the reward that z represents, r_z(s') = B(s')ᵀ E[B Bᵀ]⁻¹ z, per row: [n, d] and [n, d] to [n].
 
     If z = E[r B], it is r, or its least-squares projection on the span of B. The covariance is that of the rows.
     ``ridge`` times its mean eigenvalue is added, for batches in which B does not have full rank.
     BREEZE, 2510.15382.
     """
-    same_shape(back=back, z=z)
-    cov = back.mT @ back / len(back)
+    same_shape(backward=backward, z=z)
+    cov = backward.mT @ backward / len(backward)
     eye = torch.eye(len(cov), device=cov.device, dtype=cov.dtype)
-    return (back * torch.linalg.solve(cov + ridge * cov.diagonal().mean() * eye, z.mT).mT).sum(-1)
+    return (backward * torch.linalg.solve(cov + ridge * cov.diagonal().mean() * eye, z.mT).mT).sum(-1)
 
 
-def task_vector(reward: Tensor, back: Tensor) -> Tensor:
+def task_vector(reward: Tensor, backward: Tensor) -> Tensor:
     """Return the task vector of a reward, z = √d E[r B] / ‖E[r B]‖ [d], from r [n] and B [n, d] at the same states.
 
     It is normalised after the mean, as z is in training. Raise InvalidInputError if the reward is constant, not finite,
     or orthogonal to B.
     """
-    if reward.shape != back.shape[:1] or len(reward) == 0:
-        raise InvalidInputError(f"a reward is one number per state; got {list(reward.shape)} for {len(back)} states")
+    if reward.shape != backward.shape[:1] or len(reward) == 0:
+        raise InvalidInputError(
+            f"a reward is one number per state; got {list(reward.shape)} for {len(backward)} states"
+        )
     if not bool(reward.isfinite().all()):
         raise InvalidInputError(
             f"the reward is not finite at {int((~reward.isfinite()).sum())} of {len(reward)} states"
@@ -84,11 +86,11 @@ def task_vector(reward: Tensor, back: Tensor) -> Tensor:
             f"reward carries no information on this data: it is {low:g} at all of its {len(reward)} states, so all "
             "policies are equally good; give data that reach rewarded states"
         )
-    mean = (reward[:, None].to(back) * back).mean(0)
+    mean = (reward[:, None].to(backward) * backward).mean(0)
     size = mean.norm()
-    if float(size) <= 1e-6 * max(abs(low), abs(high)) * math.sqrt(back.shape[1]):
+    if float(size) <= 1e-6 * max(abs(low), abs(high)) * math.sqrt(backward.shape[1]):
         raise InvalidInputError("B does not represent this reward (E[r B] = 0): train longer, or with more dimensions")
-    return math.sqrt(back.shape[1]) * mean / size
+    return math.sqrt(backward.shape[1]) * mean / size
 
 
 def _several(n: int) -> None:

@@ -107,9 +107,9 @@ def target_copy(net: Net) -> Net:
     return made.requires_grad_(False)
 
 
-def polyak_update(slow: nn.Module, net: nn.Module, tau: float) -> None:
+def polyak_update(target: nn.Module, net: nn.Module, tau: float) -> None:
     """Update θ̄ ← (1 − τ) θ̄ + τ θ in place (Polyak averaging); τ = 1 copies."""
-    update_average(dict(slow.named_parameters()), dict(net.named_parameters()), tau, {})
+    update_average(dict(target.named_parameters()), dict(net.named_parameters()), tau, {})
 
 
 @contextmanager

@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from denoiserl.core.errors import InvalidInputError, RunError
-from denoiserl.nn.embed import ConditionEmbedding, Grid, Shape, TimeEmbedding, check_event_shape, shape, zero_init_
+from denoiserl.nn.embed import (
+    ConditionEmbedding,
+    GridEmbedding,
+    Shape,
+    TimeEmbedding,
+    check_event_shape,
+    shape,
+    zero_init_,
+)
 
 
 class Layer(nn.Module):
@@ -81,7 +89,7 @@ class DiT(nn.Module):
         self.patch, self.tiles, self.channels = patch, (h // patch, w // patch), c if out is None else out
         self.films = [6 * width] * depth + [2 * width]
         self.enter = nn.Conv2d(c, width, patch, stride=patch)
-        self.position = Grid(*self.tiles, width)
+        self.position = GridEmbedding(*self.tiles, width)
         self.layers = nn.ModuleList(Layer(width, heads) for _ in range(depth))
         self.leave = nn.Linear(width, self.channels * patch * patch)
         self.time = TimeEmbedding(sum(self.films), time, width, zero=True)

@@ -147,7 +147,7 @@ class PositionEmbedding(nn.Module):
         return self.table[:length]
 
 
-class Grid(nn.Module):
+class GridEmbedding(nn.Module):
     """Row + column (+ box) embeddings of a grid read row by row, their sum at unit scale: [rows·columns, width].
 
     ``box`` is the height and width of the boxes, e.g. (2, 2) for the 4 x 4 sudoku; ``None`` has no boxes.

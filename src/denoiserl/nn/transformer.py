@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
 from denoiserl.nn.embed import (
     ConditionEmbedding,
-    Grid,
+    GridEmbedding,
     PositionEmbedding,
     Shape,
     TimeEmbedding,
@@ -197,4 +197,4 @@ def _position(name: str, length: int, width: int, side: int | None) -> nn.Module
     if side < 1 or side * side != length:
         raise RunError(f"A grid has side x side tokens: length {length} is not {side} x {side}.")
     box = math.isqrt(side)
-    return Grid(side, side, width, (box, box) if box * box == side > 1 else None)
+    return GridEmbedding(side, side, width, (box, box) if box * box == side > 1 else None)

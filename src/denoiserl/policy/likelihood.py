@@ -67,13 +67,13 @@ def rescore(
     step = record.steps.gather(record.step)
     step = step._replace(dense=True, t=step.t.expand(*record.batch, s), s=step.s.expand(*record.batch, s))
     step = step._replace(table={k: v.expand(*record.batch, s) for k, v in step.table.items()})
-    return _alive(process.reverse(shaped, x, step), record.mask, 1), record.y
+    return _with_mask(process.reverse(shaped, x, step), record.mask, 1), record.y
 
 
 def _replay_rows(process: Process, denoise: Denoiser, rows: ChainSteps, micro_batch_size: int | None) -> Distribution:
     estimate = _call(denoise, rows.x, rows.steps.times, rows.step, rows.cond, None, micro_batch_size)
     step: Step = rows.steps.gather(rows.step)._replace(dense=True)
-    return _alive(process.reverse(estimate, rows.x, step), rows.mask, 0)
+    return _with_mask(process.reverse(estimate, rows.x, step), rows.mask, 0)
 
 
 def _replay_causal(
@@ -89,16 +89,16 @@ def _replay_causal(
     estimate = _call(denoise, final, chain.steps.times, first, cond, None, micro_batch_size)
     logits = estimate.mean.unflatten(0, chain.batch)
     extra = {k: v.unflatten(0, chain.batch).unsqueeze(axes) for k, v in estimate.extra.items()}  # equal for all steps
-    return _alive(process.reverse(Estimate(logits, extra), x, chain.steps.gather(chain.step)), chain.mask, 1)
+    return _with_mask(process.reverse(Estimate(logits, extra), x, chain.steps.gather(chain.step)), chain.mask, 1)
 
 
-def _alive(law: Distribution, live: Tensor | None, axes: int) -> Distribution:
+def _with_mask(law: Distribution, mask: Tensor | None, axes: int) -> Distribution:
     """Return the distribution with the mask of a record. Raise InvalidInputError if it has no such field."""
-    if live is None:
+    if mask is None:
         return law
     if "mask" not in {f.name for f in fields(law)}:  # type: ignore[arg-type]
         raise InvalidInputError(f"{type(law).__name__} has its own mask: leave out the mask of the chain")
-    mask = live.unsqueeze(live.ndim - law.event_dims) if axes else live
+    mask = mask.unsqueeze(mask.ndim - law.event_dims) if axes else mask
     return replace(law, mask=mask)  # type: ignore[type-var]
 
 
@@ -153,7 +153,7 @@ def _call(
 
 
 def renoise(
-    process: Process, x0: Tree, n: int, rng: Rng | int, live: Tensor | None = None, uniform: bool = False
+    process: Process, x0: Tree, n: int, rng: Rng | int, mask: Tensor | None = None, uniform: bool = False
 ) -> Noised:
     """Noise every row of clean data n times, leading axes [batch, n]; a policy and its reference share the result.
 
@@ -163,7 +163,7 @@ def renoise(
     rng = as_rng(rng, first(x0).device)
     if n < 1:
         raise InvalidInputError(f"n is the number of noisings per row, at least 1, not {n}")
-    return (process.renoise_uniform if uniform else process.renoise)(x0, n, rng, live)
+    return (process.renoise_uniform if uniform else process.renoise)(x0, n, rng, mask)
 
 
 def _over_draws(process: Process, denoise: Denoiser, noised: Noised, context: Any, what: str) -> Tensor:

@@ -69,14 +69,14 @@ class Autoregressive(Process):
         """Return one uniform per step, for the token that it writes."""
         return "uniform", (1,)
 
-    def noise(self, x0: Tensor, t: Tensor, rng: Rng | int, live: Tensor | None = None) -> Noised:
+    def noise(self, x0: Tensor, t: Tensor, rng: Rng | int, loss_mask: Tensor | None = None) -> Noised:
         """Return clean tokens as x: the network's causal attention hides the token to predict."""
-        return Noised(x0, t, x0, None, live)
+        return Noised(x0, t, x0, None, loss_mask)
 
-    def renoise(self, x0: Tensor, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
+    def renoise(self, x0: Tensor, n: int, rng: Rng | int, loss_mask: Tensor | None = None) -> Noised:
         """Return n equal copies: the likelihood is exact, so one is enough."""
         many = x0[:, None].expand(-1, n, x0.shape[-1])
-        where = None if live is None else live[:, None].expand(many.shape)
+        where = None if loss_mask is None else loss_mask[:, None].expand(many.shape)
         return self.noise(many, torch.ones(many.shape[:2], device=x0.device), rng, where)
 
     def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
@@ -181,16 +181,16 @@ class NextToken:
 
     def sample(self, noise: Tensor) -> Tensor:
         """Return the next state, from uniforms [*batch, 1]."""
-        live = self.mask
-        token = invert(self.logits, noise[..., 0], live.any(-1))
-        return torch.where(live, token[..., None], self.x)
+        mask = self.mask
+        token = invert(self.logits, noise[..., 0], mask.any(-1))
+        return torch.where(mask, token[..., None], self.x)
 
     def log_prob(self, x: Tensor, factors: bool = False) -> Tensor:
         """Return log p(token), [*batch]; 0 for a finished sequence. ``factors=True``: [*batch, L]."""
-        live = self.mask
-        token = torch.where(live, x, 0).sum(-1)
-        value = torch.where(live.any(-1), token_log_prob(self.logits, token), 0.0)
-        return torch.where(live, value[..., None], 0.0) if factors else value
+        mask = self.mask
+        token = torch.where(mask, x, 0).sum(-1)
+        value = torch.where(mask.any(-1), token_log_prob(self.logits, token), 0.0)
+        return torch.where(mask, value[..., None], 0.0) if factors else value
 
     def kl(self, other: NextToken) -> Tensor:
         """Return KL(self ‖ other), [*batch]."""

@@ -120,7 +120,7 @@ class Process(ABC):
         """Return the noise of one step: ("normal" | "uniform", shape of one event's noise)."""
 
     @abstractmethod
-    def noise(self, x0: Tree, t: Tensor, rng: Rng | int, live: Tensor | None = None) -> Noised:
+    def noise(self, x0: Tree, t: Tensor, rng: Rng | int, loss_mask: Tensor | None = None) -> Noised:
         """Noise clean data to times ``t`` [*batch]."""
 
     @abstractmethod
@@ -132,12 +132,12 @@ class Process(ABC):
         """Return one ELBO term, [*batch]: its mean over ``renoise`` draws is a bound on (or a part of) log p(x₀)."""
 
     @abstractmethod
-    def renoise(self, x0: Tree, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
+    def renoise(self, x0: Tree, n: int, rng: Rng | int, loss_mask: Tensor | None = None) -> Noised:
         """Noise every row n times, [*batch, n], at stratified times that suit the ELBO."""
 
-    def renoise_uniform(self, x0: Tree, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
+    def renoise_uniform(self, x0: Tree, n: int, rng: Rng | int, loss_mask: Tensor | None = None) -> Noised:
         """Noise every row n times at uniform times, as the training loss does. By default: ``renoise``."""
-        return self.renoise(x0, n, rng, live)
+        return self.renoise(x0, n, rng, loss_mask)
 
     def condition(self, cond: Tree, start: Tree) -> Tree:
         """Return ``cond``, with what the steps need to know of the initial state ``start``. By default: ``cond``."""

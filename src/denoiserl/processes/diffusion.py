@@ -112,13 +112,13 @@ class Diffusion(Process):
         """Return standard normals shaped like the state."""
         return "normal", event
 
-    def noise(self, x0: Tensor, t: Tensor, rng: Rng | int, live: Tensor | None = None) -> Noised:
-        """Return α_t x₀ + σ_t ε; factors outside ``live`` stay clean."""
+    def noise(self, x0: Tensor, t: Tensor, rng: Rng | int, loss_mask: Tensor | None = None) -> Noised:
+        """Return α_t x₀ + σ_t ε; factors outside ``loss_mask`` stay clean."""
         rng = as_rng(rng, x0.device)
         eps = rng.normal(*x0.shape)
         a, s = (expand_right(c, x0) for c in self.schedule(t))
         x = a * x0 + s * eps
-        return Noised(x if live is None else torch.where(live, x, x0), t, x0, eps, live)
+        return Noised(x if loss_mask is None else torch.where(loss_mask, x, x0), t, x0, eps, loss_mask)
 
     def _error(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
         """Return (x̂₀ − x₀)² per factor."""
@@ -147,7 +147,7 @@ class Diffusion(Process):
         slope = slope if noised.weight is None else slope * noised.weight
         return 0.5 * slope.float() * sum_event(error, error.ndim - noised.t.ndim, noised.mask)
 
-    def renoise(self, x0: Tensor, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
+    def renoise(self, x0: Tensor, n: int, rng: Rng | int, loss_mask: Tensor | None = None) -> Noised:
         """Noise every row n times, [batch, n], at stratified times whose log SNR is uniform.
 
         There the terms of the ELBO are of one size. At uniform times they grow like 1/t² towards the data.
@@ -158,17 +158,17 @@ class Diffusion(Process):
         k = place.long()
         width = knots[k + 1] - knots[k]
         t = (knots[k] + (place - k) * width).float()
-        noised = self._at(x0, t, rng, live)
+        noised = self._at(x0, t, rng, loss_mask)
         return noised._replace(weight=(width * (len(knots) - 1)).float())
 
-    def renoise_uniform(self, x0: Tensor, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
+    def renoise_uniform(self, x0: Tensor, n: int, rng: Rng | int, loss_mask: Tensor | None = None) -> Noised:
         """Noise every row n times, [batch, n], at stratified uniform times."""
         rng = as_rng(rng, x0.device)
-        return self._at(x0, draw_stratified_times((x0.shape[0], n), rng), rng, live)
+        return self._at(x0, draw_stratified_times((x0.shape[0], n), rng), rng, loss_mask)
 
-    def _at(self, x0: Tensor, t: Tensor, rng: Rng, live: Tensor | None) -> Noised:
+    def _at(self, x0: Tensor, t: Tensor, rng: Rng, loss_mask: Tensor | None) -> Noised:
         """Noise every row to its times [batch, n]."""
-        many, where = (None if v is None else v[:, None].expand(*t.shape, *x0.shape[1:]) for v in (x0, live))
+        many, where = (None if v is None else v[:, None].expand(*t.shape, *x0.shape[1:]) for v in (x0, loss_mask))
         assert many is not None
         return self.noise(many, t, rng, where)
 

@@ -62,9 +62,9 @@ class EDMTraining:
             .to(u.dtype)
         )
 
-    def noise(self, x0: Tensor, t: Tensor, rng: Rng | int, live: Tensor | None = None) -> Noised:
+    def noise(self, x0: Tensor, t: Tensor, rng: Rng | int, loss_mask: Tensor | None = None) -> Noised:
         """Return x₀ + σ ε at the levels with quantiles ``t``."""
-        return Diffusion(self.schedule).noise(x0, self.times(t), rng, live)
+        return Diffusion(self.schedule).noise(x0, self.times(t), rng, loss_mask)
 
     def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
         """Return the weighted error, [*batch]."""

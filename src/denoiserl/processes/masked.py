@@ -104,26 +104,26 @@ class Masked(Process):
         """Return two uniforms per position."""
         return "uniform", (*event, 2)
 
-    def mask_positions(self, x0: Tensor, hidden: Tensor, t: Tensor, live: Tensor | None, weight: Tensor) -> Noised:
+    def mask_positions(self, x0: Tensor, hidden: Tensor, t: Tensor, loss_mask: Tensor | None, weight: Tensor) -> Noised:
         """Return x₀ with the positions ``hidden`` masked. Raise InvalidInputError if x₀ contains the mask."""
         if bool((x0 == self.mask_token).any()):
             raise InvalidInputError(
                 "clean data contains the mask token, which would count as a hole: replace it by a token"
             )
-        check_tokens(x0, self.vocab, live)
-        return Noised(torch.where(hidden, self.mask_token, x0), t, x0, None, live, weight)
+        check_tokens(x0, self.vocab, loss_mask)
+        return Noised(torch.where(hidden, self.mask_token, x0), t, x0, None, loss_mask, weight)
 
-    def noise(self, x0: Tensor, t: Tensor, rng: Rng | int, live: Tensor | None = None) -> Noised:
+    def noise(self, x0: Tensor, t: Tensor, rng: Rng | int, loss_mask: Tensor | None = None) -> Noised:
         """Mask every live position with probability t; the ELBO weight is 1/t."""
         rng = as_rng(rng, x0.device)
         hidden = rng.uniform(*x0.shape) < t[..., None]
-        return self.mask_positions(x0, hidden if live is None else hidden & live, t, live, 1 / t)
+        return self.mask_positions(x0, hidden if loss_mask is None else hidden & loss_mask, t, loss_mask, 1 / t)
 
-    def renoise(self, x0: Tensor, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
+    def renoise(self, x0: Tensor, n: int, rng: Rng | int, loss_mask: Tensor | None = None) -> Noised:
         """Mask every row n times, [batch, n]: k of its M live positions, k stratified in 1 ... M, weight M/k."""
         rng = as_rng(rng, x0.device)
         many = x0[:, None].expand(-1, n, x0.shape[-1])
-        alive = torch.ones_like(x0, dtype=torch.bool) if live is None else live.expand(x0.shape)
+        alive = torch.ones_like(x0, dtype=torch.bool) if loss_mask is None else loss_mask.expand(x0.shape)
         total = alive.sum(-1, keepdim=True)
         if bool((total == 0).any()):
             raise InvalidInputError("a row has no live position to mask and score: leave it out")
@@ -132,7 +132,7 @@ class Masked(Process):
         k = (u * total).floor().long().clamp_max(total - 1) + 1
         score = rng.uniform(*many.shape).masked_fill(~alive[:, None], 2.0)
         hidden = score.argsort(-1).argsort(-1) < k[..., None]
-        where = None if live is None else alive[:, None].expand(many.shape)
+        where = None if loss_mask is None else alive[:, None].expand(many.shape)
         return self.mask_positions(many, hidden, k / total, where, total / k)
 
     def token_log_probs(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:

@@ -186,7 +186,7 @@ class MeanFlow(Process):
         """Return the share of single draws below t: the inverse of ``level``, float64 (1e-40 at t = 1e-6)."""
         return torch.special.log_ndtr((torch.logit(t.double()) - self.mean) / self.std).exp()
 
-    def noise(self, x0: Tensor, t: Tensor, rng: Rng | int, live: Tensor | None = None) -> Noised:
+    def noise(self, x0: Tensor, t: Tensor, rng: Rng | int, loss_mask: Tensor | None = None) -> Noised:
         """Noise data at pairs of times drawn for training.
 
         ``t`` [*batch], uniform in (0, 1), is the quantile of the larger time. The result has the times themselves,
@@ -194,17 +194,17 @@ class MeanFlow(Process):
         """
         rng = as_rng(rng, x0.device)
         later, kind = t.double().sqrt(), rng.uniform(*t.shape).to(t.device)
-        return self._noised(x0, later, self.level(later).float(), rng, live, kind)
+        return self._noised(x0, later, self.level(later).float(), rng, loss_mask, kind)
 
-    def renoise(self, x0: Tensor, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
+    def renoise(self, x0: Tensor, n: int, rng: Rng | int, loss_mask: Tensor | None = None) -> Noised:
         """Noise every row n times at the ELBO's stratified times, each with its own r."""
         rng = as_rng(rng, x0.device)
-        return self._paired(FLOW.renoise(x0, n, rng, live), rng)
+        return self._paired(FLOW.renoise(x0, n, rng, loss_mask), rng)
 
-    def renoise_uniform(self, x0: Tensor, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
+    def renoise_uniform(self, x0: Tensor, n: int, rng: Rng | int, loss_mask: Tensor | None = None) -> Noised:
         """Noise every row n times at stratified uniform times, each with its own r."""
         rng = as_rng(rng, x0.device)
-        return self._paired(FLOW.renoise_uniform(x0, n, rng, live), rng)
+        return self._paired(FLOW.renoise_uniform(x0, n, rng, loss_mask), rng)
 
     def _paired(self, plain: Noised, rng: Rng) -> Noised:
         """Add an r to every time: r = t for the share ``same``, and no pair at the ends."""
@@ -213,7 +213,7 @@ class MeanFlow(Process):
         made = self._noised(plain.x0, self.level_cdf(plain.t), plain.t, rng, plain.mask, kind)
         return made._replace(weight=plain.weight)
 
-    def _noised(self, x0: Tensor, place: Tensor, t: Tensor, rng: Rng, live: Tensor | None, kind: Tensor) -> Noised:
+    def _noised(self, x0: Tensor, place: Tensor, t: Tensor, rng: Rng, loss_mask: Tensor | None, kind: Tensor) -> Noised:
         """Noise to ``t``, whose quantile among single draws is ``place``; ``kind`` [*batch], uniform, chooses the pair.
 
         Given the larger time the smaller one is a single draw below it.
@@ -222,11 +222,11 @@ class MeanFlow(Process):
         r = torch.where(kind < self.same, t, r)
         ends = (kind >= self.same) & (kind < self.same + self.ends)
         t, r = torch.where(ends, 1.0, t), torch.where(ends, 0.0, r)
-        noised = FLOW.noise(x0, t, rng, live)
+        noised = FLOW.noise(x0, t, rng, loss_mask)
         eps = noised.noise
-        if live is not None:  # factors that stay clean have no velocity
+        if loss_mask is not None:  # factors that stay clean have no velocity
             assert isinstance(eps, Tensor)
-            eps = torch.where(live, eps, x0)
+            eps = torch.where(loss_mask, eps, x0)
         return noised._replace(noise={"eps": eps, "r": r})
 
     def loss(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:

@@ -57,14 +57,14 @@ class OneStep(Process):
         """Return normals or uniforms shaped like the decision."""
         return ("normal" if self.law == "gaussian" else "uniform"), event
 
-    def noise(self, x0: Tensor, t: Tensor, rng: Rng | int, live: Tensor | None = None) -> Noised:
+    def noise(self, x0: Tensor, t: Tensor, rng: Rng | int, loss_mask: Tensor | None = None) -> Noised:
         """Return zeros as x: nothing is left of x₀."""
-        return Noised(torch.zeros_like(x0), t, x0, None, live)
+        return Noised(torch.zeros_like(x0), t, x0, None, loss_mask)
 
-    def renoise(self, x0: Tensor, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
+    def renoise(self, x0: Tensor, n: int, rng: Rng | int, loss_mask: Tensor | None = None) -> Noised:
         """Return n equal copies: the likelihood is exact, so one is enough."""
         many = x0[:, None].expand(-1, n, *x0.shape[1:])
-        where = None if live is None else live[:, None].expand(many.shape)
+        where = None if loss_mask is None else loss_mask[:, None].expand(many.shape)
         return self.noise(many, torch.ones(many.shape[:2], device=x0.device), rng, where)
 
     def elbo(self, denoise: Denoiser, noised: Noised, context: Any) -> Tensor:
@@ -77,11 +77,11 @@ class OneStep(Process):
         return -self.elbo(denoise, noised, context)
 
     def _law(
-        self, estimate: Estimate, x: Tensor, batch: int, live: Tensor | None = None, step: Step | None = None
+        self, estimate: Estimate, x: Tensor, batch: int, mask: Tensor | None = None, step: Step | None = None
     ) -> Distribution:
         mean = estimate.mean
         if self.law == "categorical":
-            return Categorical(mean, x.ndim - batch, live)
+            return Categorical(mean, x.ndim - batch, mask)
         std = estimate.extra.get("std")
         if std is None:
             if self.std is None:
@@ -90,10 +90,10 @@ class OneStep(Process):
                 )
             std = torch.tensor(self.std, device=mean.device)
         if step is None or "spread" not in step.table:
-            return Gaussian(mean, std, x.ndim - batch, has_density=True, mask=live)
+            return Gaussian(mean, std, x.ndim - batch, has_density=True, mask=mask)
         spread = step.table["spread"]  # a number, or one per row
         std = std * (expand_right(spread, x) if isinstance(spread, Tensor) and spread.ndim else spread)
-        return Gaussian(mean, std, x.ndim - batch, has_density=step.dense, mask=live)
+        return Gaussian(mean, std, x.ndim - batch, has_density=step.dense, mask=mask)
 
     def reverse(self, estimate: Estimate, x: Tensor, step: Step) -> Distribution:
         """Return the distribution of the decision."""

@@ -112,13 +112,13 @@ class Steered(Process):
             )
             event = x.ndim - (step.t.ndim if isinstance(step.t, Tensor) and step.t.ndim else 1)
             dense = bool(step.dense) if step.dense is not None else None
-            law = Gaussian(estimate.mean, std, event, dense, _rows(estimate.extra["live"]))
+            law = Gaussian(estimate.mean, std, event, dense, _rows(estimate.extra["mask"]))
             return law if self.bound is None else Squashed(law, self.bound)
         if index == 1:
             return Gaussian(estimate.mean, torch.zeros((), device=x.device), x.ndim - 1, False)
         return self.base.reverse(estimate, x, step)
 
-    def noise(self, x0: Any, t: Tensor, rng: Rng | int, live: Tensor | None = None) -> Noised:
+    def noise(self, x0: Any, t: Tensor, rng: Rng | int, loss_mask: Tensor | None = None) -> Noised:
         """Raise InvalidInputError: the base is frozen."""
         raise InvalidInputError(FROZEN)
 
@@ -130,14 +130,14 @@ class Steered(Process):
         """Raise InvalidInputError: the base is frozen."""
         raise InvalidInputError(FROZEN)
 
-    def renoise(self, x0: Any, n: int, rng: Rng | int, live: Tensor | None = None) -> Noised:
+    def renoise(self, x0: Any, n: int, rng: Rng | int, loss_mask: Tensor | None = None) -> Noised:
         """Raise InvalidInputError: the base is frozen."""
         raise InvalidInputError(FROZEN)
 
 
-def _rows(live: Tensor) -> Tensor | None:
+def _rows(mask: Tensor) -> Tensor | None:
     """Return the factors of the decision that count; None if all do."""
-    return None if bool(live.all()) else live.bool()
+    return None if bool(mask.all()) else mask.bool()
 
 
 class Steering(Denoiser):
@@ -179,9 +179,9 @@ class Steering(Denoiser):
             missing = x.shape[1] - self.rows
             pad = [0, 0] * (x.ndim - 2) + [0, missing]
             mean, std = nn.functional.pad(made.mean, pad), nn.functional.pad(made.extra["std"], pad, value=1.0)
-            live = torch.ones_like(mean)
-            live[:, self.rows :] = 0.0
-            return Estimate(mean, {"std": std, "live": live})
+            mask = torch.ones_like(mean)
+            mask[:, self.rows :] = 0.0
+            return Estimate(mean, {"std": std, "mask": mask})
         if t == SPREAD:
             return Estimate(torch.einsum("hr,br...->bh...", self.map, x[:, : self.rows]))
         return self.base(x, clock["base"], context["base"])

@@ -215,9 +215,7 @@ def __getattr__(name: str) -> ModuleType:
 
 
 def __dir__() -> list[str]:
-    own = {name for name, value in globals().items() if getattr(value, "__module__", None) == __name__}
-    families = {path.parent.name for path in paths().values()}
-    return sorted({name for name in own if not name.startswith("_")} | families | {*paths()})
+    return sorted({"Recipe", "load", "names"} | {path.parent.name for path in paths().values()} | {*paths()})
 
 
 def read(path: Path | str) -> Card:

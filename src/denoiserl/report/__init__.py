@@ -20,7 +20,7 @@ from denoiserl.report.html import (
     write_page,
 )
 from denoiserl.report.learning_curves import learning_curves, panels, plot, plot_comparisons
-from denoiserl.report.media import film, gif, image_grid, mp4, png
+from denoiserl.report.media import encode_video, gif, image_grid, mp4, png
 from denoiserl.report.metrics import Curve, curve, group_by_stage, groups, mean_over_runs, overlay, read_metrics, smooth
 from denoiserl.report.run_report import run_report
 from denoiserl.report.standings import console_standings, print_standings, standings_section
@@ -47,7 +47,7 @@ __all__ = [
     "console_standings",
     "console_table",
     "curve",
-    "film",
+    "encode_video",
     "film_grid",
     "gif",
     "group_by_stage",

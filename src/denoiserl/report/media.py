@@ -88,14 +88,14 @@ def gif(frames: Frames, fps: float = 20.0) -> bytes:
     to one of 100/2, 100/3, 100/4 ... Raise InvalidInputError above 50, because players slow such GIFs down. A frame
     equal to the one before is stored once, with the longer time.
     """
-    film = pixels(frames)
+    encode_video = pixels(frames)
     if not 0 < fps <= 50:
         raise InvalidInputError(f"a GIF cannot play at {fps} frames per second: give at most 50, or drop frames.")
     image = require("PIL.Image", "demo")
-    share = film[:: max(1, len(film) // 16)]
-    sample = image.fromarray(share.reshape(-1, *film.shape[2:]))
+    share = encode_video[:: max(1, len(encode_video) // 16)]
+    sample = image.fromarray(share.reshape(-1, *encode_video.shape[2:]))
     palette = sample.quantize(256, method=image.Quantize.MEDIANCUT)
-    pictures = [image.fromarray(f).quantize(palette=palette, dither=image.Dither.NONE) for f in film]
+    pictures = [image.fromarray(f).quantize(palette=palette, dither=image.Dither.NONE) for f in encode_video]
     file = io.BytesIO()
     duration = 10 * round(100 / fps)
     pictures[0].save(file, "GIF", save_all=True, append_images=pictures[1:], duration=duration, loop=0, disposal=1)
@@ -110,21 +110,27 @@ def mp4(frames: Frames, fps: float = 20.0) -> bytes:
         raise MissingExtraError(
             "MP4 needs ffmpeg: pip install imageio-ffmpeg, or write a GIF with gif(frames)."
         ) from None
-    film = pixels(frames)
-    film = numpy.pad(film, ((0, 0), (0, film.shape[1] % 2), (0, film.shape[2] % 2), (0, 0)), mode="edge")
+    encode_video = pixels(frames)
+    encode_video = numpy.pad(
+        encode_video, ((0, 0), (0, encode_video.shape[1] % 2), (0, encode_video.shape[2] % 2), (0, 0)), mode="edge"
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "film.mp4"
         writer = ffmpeg.write_frames(
-            str(path), film.shape[2:0:-1], fps=fps, macro_block_size=1, output_params=["-movflags", "+faststart"]
+            str(path),
+            encode_video.shape[2:0:-1],
+            fps=fps,
+            macro_block_size=1,
+            output_params=["-movflags", "+faststart"],
         )
         writer.send(None)
-        for frame in film:
+        for frame in encode_video:
             writer.send(numpy.ascontiguousarray(frame))
         writer.close()
         return path.read_bytes()
 
 
-def film(frames: Frames, fps: float = 20.0) -> bytes:
+def encode_video(frames: Frames, fps: float = 20.0) -> bytes:
     """Return frames as an MP4 if imageio-ffmpeg is installed, else as a GIF."""
     try:
         require("imageio_ffmpeg", "demo")

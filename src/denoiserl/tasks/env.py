@@ -94,8 +94,7 @@ class Args(Settings):
         """Raise RunError if settings do not fit each other."""
         if self.start is None:  # the policy at start has horizons of its own
             self.require_order("execution_horizon", "action_horizon")
-            problem = f"obs_horizon = {self.obs_horizon}: clones get one observation. Give 1, or a policy at start"
-            self.require_fit(self.obs_horizon == 1, problem)
+            self.require_fit(self.obs_horizon == 1, f"obs_horizon = {self.obs_horizon} needs a policy at start: give 1")
 
 
 Make = Callable[[Args, Demonstrations | Collector, int, str | torch.device], Policy]
@@ -129,7 +128,7 @@ def load_demonstrations(base: Args, seed: int) -> Demonstrations:
 
 
 def imitate(
-    made: Policy,
+    policy: Policy,
     base: Args,
     seed: int,
     updates: int,
@@ -144,23 +143,23 @@ def imitate(
     rng = Rng(seed + 1_000_003 * stream, run.device)
     if updates:
         a = diffusion_policy.Args(updates, base.pretrain_batch_size, lr)
-        yield from diffusion_policy.improve(made, demos or load_demonstrations(base, seed), a, rng, run)
+        yield from diffusion_policy.improve(policy, demos or load_demonstrations(base, seed), a, rng, run)
 
 
 def untrained_policy(kind: Make, base: Args, source: Demonstrations | Collector, seed: int, run: Run) -> Policy:
     """Return an untrained policy of a kind, with the number of actions to execute of a chunk."""
-    made = kind(base, source, seed, run.device)
-    set_execution_horizon(made, base.execution_horizon)
-    return made
+    policy = kind(base, source, seed, run.device)
+    set_execution_horizon(policy, base.execution_horizon)
+    return policy
 
 
 def load_start(base: Args, run: Run) -> Policy:
     """Return the policy at ``start``. Raise an error if it does not fit the environment."""
     assert base.start is not None
-    made = load_policy(base.start, run.device, base.sampling_steps, base.min_denoising_std)
-    check_policy_fits(made, probe_env(make_env(base)), base.start)
-    set_execution_horizon(made, base.execution_horizon)
-    return made
+    policy = load_policy(base.start, run.device, base.sampling_steps, base.min_denoising_std)
+    check_policy_fits(policy, probe_env(make_env(base)), base.start)
+    set_execution_horizon(policy, base.execution_horizon)
+    return policy
 
 
 def untrained_start(base: Args, seed: int, run: Run) -> Policy:
@@ -194,17 +193,17 @@ def cloned_policy(kind: Make, base: Args, seed: int, run: Run, nothing: bool = T
     if nothing and not has_demonstrations(base):
         return untrained_policy(kind, base, probe_env(make_env(base)), seed, run)
     demos = load_demonstrations(base, seed)
-    made = untrained_policy(kind, base, demos, seed, run)
-    yield from imitate(made, base, seed, base.pretrain_updates, base.pretrain_lr, run, demos=demos)
-    return made
+    policy = untrained_policy(kind, base, demos, seed, run)
+    yield from imitate(policy, base, seed, base.pretrain_updates, base.pretrain_lr, run, demos=demos)
+    return policy
 
 
 def cloned_from_successes(base: Args, seed: int, run: Run) -> Generator[dict, None, Policy]:
     """Train a diffusion policy on the successful demonstrations only, for the same number of updates."""
     demos = load_demonstrations(base, seed)
-    made = untrained_policy(diffusion, base, demos, seed, run)
-    yield from imitate(made, base, seed, base.pretrain_updates, base.pretrain_lr, run, demos=demos.successful())
-    return made
+    policy = untrained_policy(diffusion, base, demos, seed, run)
+    yield from imitate(policy, base, seed, base.pretrain_updates, base.pretrain_lr, run, demos=demos.successful())
+    return policy
 
 
 def steered_start(base: Args, seed: int, run: Run, spread: float = 0.0) -> Generator[dict, None, Policy]:
@@ -212,9 +211,9 @@ def steered_start(base: Args, seed: int, run: Run, spread: float = 0.0) -> Gener
 
     ``spread=1`` and no training: narrow noise.
     """
-    made = yield from cloned_policy(diffusion, base, seed, run, False)
+    policy = yield from cloned_policy(diffusion, base, seed, run, False)
     return steer(
-        as_deterministic(made), probe_env(make_env(base)).obs_dim, noise_map=base.noise_map, eval_std_scale=spread
+        as_deterministic(policy), probe_env(make_env(base)).obs_dim, noise_map=base.noise_map, eval_std_scale=spread
     )
 
 
@@ -225,22 +224,22 @@ METRICS = {
 }
 
 
-def make_eval_actor(made: Policy, base: Args) -> Callable[[Any, Rng], Tensor]:
+def make_eval_actor(policy: Policy, base: Args) -> Callable[[Any, Rng], Tensor]:
     """Return the policy's action function for evaluations.
 
     It executes as many actions as the policy says, or else ``execution_horizon``.
     """
-    return eval_actor(made, base.execution_horizon if made.weights.execute is None else None)
+    return eval_actor(policy, base.execution_horizon if policy.weights.execute is None else None)
 
 
-def outcomes(made: Policy, base: Args, seed: int, n: int) -> Mapping[str, Tensor]:
+def outcomes(policy: Policy, base: Args, seed: int, n: int) -> Mapping[str, Tensor]:
     """Evaluate n episodes from held-out start states: success where the environment reports it, return, length; [n]."""
-    return evaluate(make_eval_actor(made, base), make_env(base), n, 1_000_000 + seed).outcomes
+    return evaluate(make_eval_actor(policy, base), make_env(base), n, 1_000_000 + seed).outcomes
 
 
-def render_trials(made: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
+def render_trials(policy: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
     """Render the first episodes, eight at most, as one video; return a text file if rendering is not possible."""
-    return episode_video(make_eval_actor(made, base), make_env(base), min(n, FEW), 1_000_000 + seed)
+    return episode_video(make_eval_actor(policy, base), make_env(base), min(n, FEW), 1_000_000 + seed)
 
 
 PROBE_STEPS = 1000
@@ -282,15 +281,17 @@ def task(base: Args) -> Task:
             "squashed": partial(squashed_start, base),
             "untrained": partial(untrained_start, base),
         },
-        lambda made, seed, n: outcomes(made, base, seed, n),
+        lambda policy, seed, n: outcomes(policy, base, seed, n),
         METRICS if reports_success(base) else {k: v for k, v in METRICS.items() if k != "success"},
         env=lambda copies, seed: Collector(
             make_env(base), copies, seed, base.num_workers, on_fault=base.on_fault, timeout=base.env_timeout
         ),
         data=(lambda seed: load_demonstrations(base, seed)) if has_demonstrations(base) else None,
-        render=lambda made, seed, n: render_trials(made, base, seed, n),
+        render=lambda policy, seed, n: render_trials(policy, base, seed, n),
         continue_imitation=(
-            lambda made, seed, updates, keep, number: imitate(made, base, seed, updates, base.pretrain_lr, keep, number)
+            lambda policy, seed, updates, keep, number: imitate(
+                policy, base, seed, updates, base.pretrain_lr, keep, number
+            )
         )
         if has_demonstrations(base) and base.start is None
         else None,

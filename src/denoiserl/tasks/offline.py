@@ -204,23 +204,23 @@ METRICS = {
 }
 
 
-def outcomes(base: Args, made: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
+def outcomes(base: Args, policy: Policy, seed: int, n: int) -> Mapping[str, Tensor]:
     """Evaluate n episodes: return and length, success where reported, score where references are known; [n] each."""
     source = data_source(base)
-    done = evaluate(eval_actor(made), source.env, n, 1_000_000 + seed)
+    done = evaluate(eval_actor(policy), source.env, n, 1_000_000 + seed)
     if source.known is None:
         return done.outcomes
     low, high = source.known
     return {**done.outcomes, "score": 100 * (done.returns - low) / (high - low)}
 
 
-def render_trials(base: Args, made: Policy, seed: int, n: int) -> dict[str, bytes | str]:
+def render_trials(base: Args, policy: Policy, seed: int, n: int) -> dict[str, bytes | str]:
     """Render the first episodes, eight at most, as a video; for a maze, draw their paths on its plan."""
     source, few = data_source(base), min(n, FEW)
     if not base.data.startswith("maze:"):
-        return episode_video(eval_actor(made), source.env, few, 1_000_000 + seed)
+        return episode_video(eval_actor(policy), source.env, few, 1_000_000 + seed)
     plan = maze(base.data.partition(":")[2].partition("-")[0])
-    episodes = played(source.env, eval_actor(made), few, 1_000_000 + seed).demos
+    episodes = played(source.env, eval_actor(policy), few, 1_000_000 + seed).demos
     paths = [episodes.episode(i)[0][:, :2] for i in range(few)]
     far = (reward_grid(plan)[..., None, :] - episodes.observations[episodes.ends - 1, -2:]).norm(dim=-1).amin(-1)
     won = 0 if episodes.success is None else int(episodes.success.sum())
@@ -237,9 +237,9 @@ def task(base: Args) -> Task:
         base.data,
         {kind: partial(start_policy, base, kind) for kind in KINDS}
         | {"untrained": partial(start_policy, base, "diffusion")},
-        lambda made, seed, n: outcomes(base, made, seed, n),
+        lambda policy, seed, n: outcomes(base, policy, seed, n),
         {main: METRICS[main], **{k: v for k, v in METRICS.items() if k != main}},
         data=lambda seed: load_dataset(base, seed),
-        render=lambda made, seed, n: render_trials(base, made, seed, n),
+        render=lambda policy, seed, n: render_trials(base, policy, seed, n),
         caption="Episodes from held-out starts. In a maze rings are starts and dots are ends.",
     )

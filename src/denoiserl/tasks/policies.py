@@ -55,9 +55,9 @@ class PolicySpec(NamedTuple):
     """A policy's codec, observation dimension, side of its images in pixels (0: none), and action dimension."""
 
     codec: Any
-    seen: int
-    picture: int
-    actions: int
+    obs_dim: int
+    image_size: int
+    action_dim: int
 
 
 def probe_env(env: Any) -> Collector:
@@ -125,9 +125,9 @@ def require_flat_actions(env: Collector) -> None:
 
 def network(base: Sizes, known: PolicySpec, **more: Any) -> nn.Module:
     """Return an MLP over a chunk, with an image encoder if there are images."""
-    event, points = (base.action_horizon, known.actions), 2 * POINTS if known.picture else 0
-    net = MLP(event, cond=known.seen + points, width=base.policy_width, layer_norm=True, **more)
-    return ImageConditionedNet(net, known.picture, POINTS) if known.picture else net
+    event, points = (base.action_horizon, known.action_dim), 2 * POINTS if known.image_size else 0
+    net = MLP(event, cond=known.obs_dim + points, width=base.policy_width, layer_norm=True, **more)
+    return ImageConditionedNet(net, known.image_size, POINTS) if known.image_size else net
 
 
 def diffusion(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
@@ -138,7 +138,7 @@ def diffusion(base: Sizes, source: Demonstrations | Collector, seed: int, device
     times = time_grid(base.sampling_steps)
     serve = process.steps(times, ddim(1.0))
     made = GaussianDenoiser(network(base, known), cosine, "v").to(device)
-    return Policy.of(process, made, (base.action_horizon, known.actions), process.steps(times), serve, known.codec)
+    return Policy.of(process, made, (base.action_horizon, known.action_dim), process.steps(times), serve, known.codec)
 
 
 def flow(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
@@ -151,7 +151,7 @@ def flow(base: Sizes, source: Demonstrations | Collector, seed: int, device: str
     )
     serve = process.steps(times, ddim(0.0))
     made = GaussianDenoiser(network(base, known), linear, "v").to(device)
-    return Policy.of(process, made, (base.action_horizon, known.actions), process.steps(times), serve, known.codec)
+    return Policy.of(process, made, (base.action_horizon, known.action_dim), process.steps(times), serve, known.codec)
 
 
 def gaussian(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
@@ -160,10 +160,10 @@ def gaussian(base: Sizes, source: Demonstrations | Collector, seed: int, device:
     known = policy_spec(source)
     process, fresh = OneStep(), isinstance(source, Collector)
     head = GaussianHead(
-        network(base, known, time=0, zero=fresh), known.actions, 0.6 if fresh else 0.5, base.min_denoising_std
+        network(base, known, time=0, zero=fresh), known.action_dim, 0.6 if fresh else 0.5, base.min_denoising_std
     )
     steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), std_scale=0.0)
-    return Policy.of(process, head.to(device), (base.action_horizon, known.actions), steps, serve, known.codec)
+    return Policy.of(process, head.to(device), (base.action_horizon, known.action_dim), steps, serve, known.codec)
 
 
 def squashed_gaussian(event: tuple[int, int], seen: int, width: int, depth: int, codec: Any, seed: int) -> Policy:
@@ -181,7 +181,7 @@ def meanflow(base: Sizes, source: Demonstrations | Collector, seed: int, device:
     known, process = policy_spec(source), MeanFlow(ends=0.1)
     made = MeanVelocityDenoiser(TwoTimeNet(network(base, known, time=0))).to(device)
     steps, serve = process.steps(time_grid(1), base.min_denoising_std), process.steps(time_grid(1))
-    return Policy.of(process, made, (base.action_horizon, known.actions), steps, serve, known.codec)
+    return Policy.of(process, made, (base.action_horizon, known.action_dim), steps, serve, known.codec)
 
 
 def one_step_flow(
@@ -192,4 +192,4 @@ def one_step_flow(
     known, process = policy_spec(source), Diffusion(linear, with_min_std(ddim(0.0), base.min_denoising_std))
     made, times = GaussianDenoiser(network(base, known), linear, "v").to(device), time_grid(1)
     serve = process.steps(times, ddim(0.0))
-    return Policy.of(process, made, (base.action_horizon, known.actions), process.steps(times), serve, known.codec)
+    return Policy.of(process, made, (base.action_horizon, known.action_dim), process.steps(times), serve, known.codec)

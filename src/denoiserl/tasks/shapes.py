@@ -106,24 +106,26 @@ def untrained_policy(base: Args, seed: int, device: str | torch.device = "cpu") 
     return Policy.of(process, GaussianDenoiser(net, linear, "v").to(device), EVENT, steps, serve)
 
 
-def imitate(made: Policy, base: Args, seed: int, updates: int, lr: float, run: Run, stream: int = 0) -> Iterator[dict]:
+def imitate(
+    policy: Policy, base: Args, seed: int, updates: int, lr: float, run: Run, stream: int = 0
+) -> Iterator[dict]:
     """Fit the generator to the captioned images of ``seed``; each ``stream`` has its own minibatches and noise."""
     rng = Rng(seed)  # on the CPU, so that the data do not depend on the device
     train = split_scenes(base.objects)[0]
     scene = train[rng.integers(0, len(train), PICTURES)]
     data = [shapes.draw(scene, rng), shapes.encode(noisy_captions(scene, base.label_noise, rng))]
-    picture, caption = (v.to(made.device) for v in data)
-    rng = Rng(seed + 1_000_003 * (stream + 1), made.device)
+    picture, caption = (v.to(policy.device) for v in data)
+    rng = Rng(seed + 1_000_003 * (stream + 1), policy.device)
     yield from fit(
-        made.process, made.denoiser, picture, caption, updates, rng, batch=base.pretrain_batch_size, lr=lr, run=run
+        policy.process, policy.denoiser, picture, caption, updates, rng, batch=base.pretrain_batch_size, lr=lr, run=run
     )
 
 
 def pretrained_policy(base: Args, seed: int, run: Run) -> Generator[dict, None, Policy]:
     """Train a policy by imitation: yield metrics and return the policy."""
-    made = untrained_policy(base, seed, run.device)
-    yield from imitate(made, base, seed, base.pretrain_updates, base.pretrain_lr, run)
-    return made
+    policy = untrained_policy(base, seed, run.device)
+    yield from imitate(policy, base, seed, base.pretrain_updates, base.pretrain_lr, run)
+    return policy
 
 
 METRICS = {
@@ -135,38 +137,38 @@ METRICS = {
 }
 
 
-def evaluate_outcomes(made: Policy, held_out: Tensor, rng: Rng | int) -> dict[str, Tensor]:
+def evaluate_outcomes(policy: Policy, held_out: Tensor, rng: Rng | int) -> dict[str, Tensor]:
     """Generate two images per prompt [n, 81] with the eval steps, and score them; [n] each.
 
     The rewards and ``clean_image`` are of the first image; ``diversity`` is the distance (RMS per pixel) of both. The
     reward of training is ``objects_found``; ``exact_match`` and ``count_correct`` are held out.
     """
-    prompt = held_out.to(made.device)
-    picture = made.generate(torch.cat([prompt, prompt]), rng)
+    prompt = held_out.to(policy.device)
+    picture = policy.generate(torch.cat([prompt, prompt]), rng)
     one, other = picture.chunk(2)
     scores = shapes.reward(one, prompt) | {"clean_image": shapes.on_manifold(one).float()}
     return scores | {"diversity": shapes.diversity(torch.stack([one, other], 1))}
 
 
-def outcomes(made: Policy, base: Args, seed: int, n: int) -> dict[str, Tensor]:
+def outcomes(policy: Policy, base: Args, seed: int, n: int) -> dict[str, Tensor]:
     """Return ``evaluate_outcomes`` on n of the 1024 held-out prompts. Raise RunError for a larger n."""
     held_out = prompts(base)[1]
     if n > len(held_out):
         raise RunError(f"{n} trials need more prompts than the {len(held_out)} held-out ones: use fewer trials")
-    return evaluate_outcomes(made, held_out[Rng(seed).permutation(len(held_out))[:n]], Rng(seed, made.device))
+    return evaluate_outcomes(policy, held_out[Rng(seed).permutation(len(held_out))[:n]], Rng(seed, policy.device))
 
 
-def pictures(made: Policy, prompt: Tensor, rng: Rng | int) -> Tensor:
+def pictures(policy: Policy, prompt: Tensor, rng: Rng | int) -> Tensor:
     """Generate images [n, 3, 12, 12] in [-1, 1] for prompts [n, 81]."""
-    picture = made.generate(prompt.to(made.device), rng)
+    picture = policy.generate(prompt.to(policy.device), rng)
     return picture.clamp(-1, 1)
 
 
-def render_trials(made: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
+def render_trials(policy: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
     """Render the prompted scenes and, below them, the generated images; also return the prompts in words."""
     prompt = prompts(base)[1][Rng(seed).permutation(HELD_OUT)[:n]]
     scene = shapes.decode(prompt)
-    drawn = pictures(made, prompt, Rng(seed, made.device)).cpu()
+    drawn = pictures(policy, prompt, Rng(seed, policy.device)).cpu()
     text = "\n".join(shapes.describe_scene(s) for s in scene)
     return {
         "pictures.png": image_grid(torch.cat([shapes.render(scene, 0.1, 0.9), drawn]), columns=n),
@@ -179,13 +181,13 @@ def task(base: Args) -> Task:
     return Task(
         "shapes",
         {"flow": partial(pretrained_policy, base)},
-        lambda made, seed, n: outcomes(made, base, seed, n),
+        lambda policy, seed, n: outcomes(policy, base, seed, n),
         METRICS,
         reward=reward,
         prompts=lambda seed: prompts(base)[0][: base.prompt_pool],
-        render=lambda made, seed, n: render_trials(made, base, seed, n),
-        continue_imitation=lambda made, seed, updates, keep, stream: imitate(
-            made, base, seed, updates, base.pretrain_lr, keep, stream
+        render=lambda policy, seed, n: render_trials(policy, base, seed, n),
+        continue_imitation=lambda policy, seed, updates, keep, stream: imitate(
+            policy, base, seed, updates, base.pretrain_lr, keep, stream
         ),
         caption="Top: the prompted scenes. Bottom: the generated images.",
         num_eval_trials=512,

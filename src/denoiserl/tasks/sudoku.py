@@ -66,12 +66,12 @@ def untrained_policy(base: Args, seed: int, device: str | torch.device = "cpu") 
     return Policy.of(masked, TokenDenoiser(net).to(device), (sudoku.CELLS,), table, codec=InfillCodec())
 
 
-def with_tokens_per_step(made: Policy, tokens: int) -> Policy:
+def with_tokens_per_step(policy: Policy, tokens: int) -> Policy:
     """Return a policy on the same weights that decodes ``tokens`` cells per step."""
-    assert isinstance(made.process, Masked)
-    other = replace(made.process, tokens=tokens)
+    assert isinstance(policy.process, Masked)
+    other = replace(policy.process, tokens=tokens)
     table = other.steps(time_grid(-(-HOLES[1] // tokens)))
-    return replace(made, process=other, train_steps=table, eval_steps=table)
+    return replace(policy, process=other, train_steps=table, eval_steps=table)
 
 
 def puzzles(seed: int, n: int, held_out: bool = False) -> Tensor:
@@ -88,7 +88,9 @@ def corpus(base: Args, seed: int) -> Tensor:
     return torch.where(wrong, rng.integers(0, sudoku.VOCAB, *text.shape), text)
 
 
-def imitate(made: Policy, base: Args, seed: int, updates: int, lr: float, run: Run, stream: int = 0) -> Iterator[dict]:
+def imitate(
+    policy: Policy, base: Args, seed: int, updates: int, lr: float, run: Run, stream: int = 0
+) -> Iterator[dict]:
     """Fit the model to the corpus of ``seed``; each ``stream`` has its own minibatches and masks."""
     from denoiserl.recipes.language import mdlm  # the recipe imports tasks
 
@@ -96,14 +98,14 @@ def imitate(made: Policy, base: Args, seed: int, updates: int, lr: float, run: R
         return
     a = mdlm.Args(updates, base.pretrain_batch_size, base.pretrain_micro_batch_size, lr)
     rng = Rng(seed + 1_000_003 * stream, run.device)
-    yield from mdlm.improve(made, corpus(base, seed).to(made.device), a, rng, run)
+    yield from mdlm.improve(policy, corpus(base, seed).to(policy.device), a, rng, run)
 
 
 def pretrained_policy(base: Args, seed: int, run: Run) -> Generator[dict, None, Policy]:
     """Train a policy by imitation: yield metrics and return the policy."""
-    made = untrained_policy(base, seed, run.device)
-    yield from imitate(made, base, seed, base.pretrain_updates, base.pretrain_lr, run)
-    return made
+    policy = untrained_policy(base, seed, run.device)
+    yield from imitate(policy, base, seed, base.pretrain_updates, base.pretrain_lr, run)
+    return policy
 
 
 def untrained_start(base: Args, seed: int, run: Run) -> Policy:
@@ -117,48 +119,50 @@ def tokens_per_step_options(base: Args) -> tuple[int, ...]:
 
 
 def evaluate_outcomes(
-    made: Policy, held_out: Tensor, rng: Rng | int, tokens: tuple[int, ...] = (1, 2, 4)
+    policy: Policy, held_out: Tensor, rng: Rng | int, tokens: tuple[int, ...] = (1, 2, 4)
 ) -> dict[str, Tensor]:
     """Sample one solution per held-out canvas [n, 16] and verify it: bool [n] for each number of cells per step."""
-    rng = as_rng(rng, made.device)
+    rng = as_rng(rng, policy.device)
     found = {}
     for k in tokens:
-        solution = with_tokens_per_step(made, k).generate(held_out, rng)
+        solution = with_tokens_per_step(policy, k).generate(held_out, rng)
         found[f"solved_at_{k}"] = sudoku.verify(solution, held_out)
     return found
 
 
-def evaluate(made: Policy, held_out: Tensor, rng: Rng | int, tokens: tuple[int, ...] = (1, 2, 4)) -> dict[str, float]:
+def evaluate(policy: Policy, held_out: Tensor, rng: Rng | int, tokens: tuple[int, ...] = (1, 2, 4)) -> dict[str, float]:
     """Return the solve rate of samples on held-out canvases at each number of cells per step."""
-    rng = as_rng(rng, made.device)
-    return {k: float(v.float().mean()) for k, v in evaluate_outcomes(made, held_out, rng, tokens).items()}
+    rng = as_rng(rng, policy.device)
+    return {k: float(v.float().mean()) for k, v in evaluate_outcomes(policy, held_out, rng, tokens).items()}
 
 
-def outcomes(made: Policy, base: Args, seed: int, n: int) -> dict[str, Tensor]:
+def outcomes(policy: Policy, base: Args, seed: int, n: int) -> dict[str, Tensor]:
     """Return 0 or 1 for n held-out puzzles at each number of cells per step, [n] each, and likelihood bounds."""
     ks = tokens_per_step_options(base)
-    found = evaluate_outcomes(made, puzzles(seed, n, True).to(made.device), Rng(seed, made.device), tuple(sorted(ks)))
+    found = evaluate_outcomes(
+        policy, puzzles(seed, n, True).to(policy.device), Rng(seed, policy.device), tuple(sorted(ks))
+    )
     solved = {f"solved_at_{k}": found[f"solved_at_{k}"].float().cpu() for k in ks}
-    return solved | (likelihoods(made, seed, n, base.elbo_draws) if base.elbo_draws else {})
+    return solved | (likelihoods(policy, seed, n, base.elbo_draws) if base.elbo_draws else {})
 
 
 @torch.no_grad()
-def likelihoods(made: Policy, seed: int, n: int, draws: int) -> dict[str, Tensor]:
+def likelihoods(policy: Policy, seed: int, n: int, draws: int) -> dict[str, Tensor]:
     """Return the likelihood bound of completed grids in nats per cell, [n] each, for held-out and training grids.
 
     Trial i uses grid i modulo the number of grids.
     """
     bounds = {}
     for name, grids in (("elbo", sudoku.split()[1]), ("train_elbo", sudoku.split()[0])):
-        some = grids[torch.arange(n) % len(grids)].to(made.device)
-        bounds[name] = made.elbo(some, None, Rng(seed + 1, made.device), draws).mean(-1).cpu() / sudoku.CELLS
+        some = grids[torch.arange(n) % len(grids)].to(policy.device)
+        bounds[name] = policy.elbo(some, None, Rng(seed + 1, policy.device), draws).mean(-1).cpu() / sudoku.CELLS
     return bounds
 
 
-def render_trials(made: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
+def render_trials(policy: Policy, base: Args, seed: int, n: int) -> dict[str, bytes | str]:
     """Render solutions of n held-out puzzles at four cells per step, with errors in red."""
     canvas = puzzles(seed, n, True)
-    solution = with_tokens_per_step(made, 4).generate(canvas.to(made.device), Rng(seed, made.device))
+    solution = with_tokens_per_step(policy, 4).generate(canvas.to(policy.device), Rng(seed, policy.device))
     shown = [sudoku.picture(a, q) for a, q in zip(solution.cpu(), canvas, strict=True)]
     return {"grids.png": image_grid(np.stack(shown), scale=1, pad=12)}
 
@@ -175,14 +179,14 @@ def task(base: Args) -> Task:
     return Task(
         "sudoku",
         {"masked": partial(pretrained_policy, base), "untrained": partial(untrained_start, base)},
-        lambda made, seed, n: outcomes(made, base, seed, n),
+        lambda policy, seed, n: outcomes(policy, base, seed, n),
         metrics(base),
         reward=sudoku.reward,
         prompts=lambda seed: puzzles(seed, 20_000),
         data=lambda seed: corpus(base, seed),
-        render=lambda made, seed, n: render_trials(made, base, seed, n),
-        continue_imitation=lambda made, seed, updates, keep, stream: imitate(
-            made, base, seed, updates, base.pretrain_lr, keep, stream
+        render=lambda policy, seed, n: render_trials(policy, base, seed, n),
+        continue_imitation=lambda policy, seed, updates, keep, stream: imitate(
+            policy, base, seed, updates, base.pretrain_lr, keep, stream
         ),
         caption="Clues are black, sampled cells blue, and conflicts in a row, column or box red.",
         num_eval_trials=1024,

@@ -52,16 +52,16 @@ Act = Callable[[PointMaze, Tensor, Rng], Tensor]
 """``act(world, positions [n, 2], rng)``: the next actions, [n, H, 2]"""
 
 
-class Walk(NamedTuple):
-    """n episodes: rewards ``gained`` [n, T], positions ``path`` [n, T + 1, 2] and the ``first`` actions [n, H, 2]."""
+class Trajectories(NamedTuple):
+    """n episodes: rewards ``rewards`` [n, T], positions ``positions`` [n, T + 1, 2] and ``first_actions`` [n, H, 2]."""
 
-    gained: Tensor
-    path: Tensor
-    first: Tensor
+    rewards: Tensor
+    positions: Tensor
+    first_actions: Tensor
 
 
 @torch.no_grad()
-def roll_out(base: Args, act: Act, reward: Reward, seed: int, n: int) -> Walk:
+def roll_out(base: Args, act: Act, reward: Reward, seed: int, n: int) -> Trajectories:
     """Run n episodes of ``max_episode_steps`` steps from held-out starts."""
     world = PointMaze(n, maze(base))
     seeds = [derive_seed(1_000_000 + seed, i) for i in range(n)]
@@ -74,18 +74,18 @@ def roll_out(base: Args, act: Act, reward: Reward, seed: int, n: int) -> Walk:
             path.append(world.position)
         actions = act(world, world.position, rng)
     whole = torch.stack(path[: base.max_episode_steps + 1], 1)
-    return Walk(reward(whole[:, 1:]), whole, first)
+    return Trajectories(reward(whole[:, 1:]), whole, first)
 
 
 def adapt_and_roll_out(
     base: Args, policy: Policy, seen: Tensor, reward: Reward, seed: int, n: int
-) -> tuple[Policy, Walk]:
+) -> tuple[Policy, Trajectories]:
     """Adapt the policy to a reward on states ``seen`` [N, 2] and run it; return the adapted policy and its episodes."""
     adapted = policy_for_reward(policy, seen, reward)
     return adapted, roll_out_policy(base, adapted, reward, seed, n)
 
 
-def roll_out_policy(base: Args, policy: Policy, reward: Reward, seed: int, n: int) -> Walk:
+def roll_out_policy(base: Args, policy: Policy, reward: Reward, seed: int, n: int) -> Trajectories:
     """Run n episodes of a policy that is already adapted to a task."""
     act = eval_actor(policy)
     return roll_out(base, lambda world, at, rng: act(at.to(policy.device), rng).cpu(), reward, seed, n)
@@ -106,27 +106,27 @@ def references(base: Args, n: int = 200) -> dict[str, tuple[float, float]]:
 
         idle = roll_out(base, lambda world, position, rng: torch.zeros_like(position)[:, None], reward, 0, n)
         returns[name] = (
-            float(idle.gained.sum(1).mean()),
-            float(roll_out(base, shortest, reward, 0, n).gained.sum(1).mean()),
+            float(idle.rewards.sum(1).mean()),
+            float(roll_out(base, shortest, reward, 0, n).rewards.sum(1).mean()),
         )
     return returns
 
 
-def overestimation(policy: Policy, went: Walk, seen: Tensor, reward: Reward) -> Tensor:
+def overestimation(policy: Policy, went: Trajectories, seen: Tensor, reward: Reward) -> Tensor:
     """Return Q of the first actions minus the discounted return, Σ γ^{H k} r_k over the ends of chunks: [n].
 
     The Q of a policy without a critic counts as 0.
     """
     verifier = policy.weights.control.verifier if isinstance(policy.weights.control, BestOfN) else None
     gamma = (verifier.gamma if isinstance(verifier, SuccessorVerifier) else GAMMA) ** policy.event_shape[0]
-    ends = went.gained[:, policy.event_shape[0] - 1 :: policy.event_shape[0]]
+    ends = went.rewards[:, policy.event_shape[0] - 1 :: policy.event_shape[0]]
     returns = (ends * gamma ** torch.arange(ends.shape[1])).sum(1)
     if not isinstance(verifier, SuccessorVerifier):
         return -returns
     codec, begin, first = (
         require_task_conditioned(policy),
-        went.path[:, 0].to(policy.device),
-        went.first.to(policy.device),
+        went.positions[:, 0].to(policy.device),
+        went.first_actions.to(policy.device),
     )
     back = verifier.represent.backward_embedding(codec.inner.condition(seen.to(policy.device)))
     size = (reward(seen).to(back)[:, None] * back).mean(0).norm() / len(codec.z) ** 0.5  # z is a direction alone
@@ -146,7 +146,7 @@ def outcomes(base: Args, policy: Policy, seed: int, n: int) -> Mapping[str, Tens
     for name, reward in rewards(base).items():
         adapted, went = adapt_and_roll_out(base, policy, seen, reward, seed, n)
         low, high = references(base)[name]
-        scores[name] = 100 * (went.gained.sum(1) - low) / (high - low)
+        scores[name] = 100 * (went.rewards.sum(1) - low) / (high - low)
         over.append(overestimation(adapted, went, seen, reward))
     mean = torch.stack(list(scores.values())).mean(0)
     return {"score": mean, **scores, "overestimation": torch.stack(over).mean(0)}
@@ -167,14 +167,14 @@ def render_trials(base: Args, policy: Policy, seed: int, n: int) -> dict[str, by
             1_000_000 + seed,
         )
     if adapted:
-        path = roll_out_policy(base, policy, lambda at: at[..., 0], seed, few).path
+        path = roll_out_policy(base, policy, lambda at: at[..., 0], seed, few).positions
         return {
             "ways.png": plot_paths(maze(base), {"its own task": (torch.zeros(reward_grid(maze(base)).shape[:2]), path)})
         }
     seen, at, panels = states(demos(load_dataset(base, 0))), reward_grid(maze(base)), {}
     for name, reward in rewards(base).items():
         went = adapt_and_roll_out(base, policy, seen, reward, seed, few)[1]
-        panels[name] = reward(at), went.path
+        panels[name] = reward(at), went.positions
     return {"ways.png": plot_paths(maze(base), panels)}
 
 

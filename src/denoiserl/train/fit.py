@@ -23,7 +23,7 @@ from denoiserl.train.run_state import Run
 class FitProcess(Protocol):
     """The part of a process that ``fit`` needs."""
 
-    def noise(self, x0: Any, t: Tensor, rng: Rng, live: Any = None) -> Any: ...
+    def noise(self, x0: Any, t: Tensor, rng: Rng, loss_mask: Any = None) -> Any: ...
     def loss(self, denoise: Any, noised: Any, context: Any) -> Tensor: ...
 
 
@@ -31,8 +31,8 @@ class FitProcess(Protocol):
 class TrainingRows:
     """``size`` rows that are computed on demand, for data whose rows overlap or do not fit into memory.
 
-    ``take(index [n])`` returns a dict of their "x0", and optionally "cond", "live" and "counts". ``given``: the tree
-    that they are computed from, for the fingerprint of a run.
+    ``take(index [n])`` returns a dict of their "x0", and optionally "cond", "loss_mask" and "counts". ``given``: the
+    tree that they are computed from, for the fingerprint of a run.
     """
 
     size: int
@@ -62,33 +62,35 @@ def training_losses(
     x0: Tree,
     cond: Tree | None,
     rng: Rng | int,
-    live: Tree | None = None,
+    loss_mask: Tree | None = None,
     t: Tensor | None = None,
     counts: Tensor | None = None,
 ) -> Tensor:
     """Return the denoising loss [B] of each row of ``x0`` [B, *event], each at its own time (``t``, or stratified).
 
-    Entries outside ``live`` stay clean. Entries outside ``counts`` are noised and have no loss.
+    Entries outside ``loss_mask`` stay clean. Entries outside ``counts`` are noised and have no loss.
     """
     rng = as_rng(rng, first(x0).device)
-    return process.loss(denoise, _noise(process, x0, rng, live, t, counts), denoise.embed_condition(cond))
+    return process.loss(denoise, _noise(process, x0, rng, loss_mask, t, counts), denoise.embed_condition(cond))
 
 
-def _noise(process: FitProcess, x0: Tree, rng: Rng, live: Tree | None, t: Tensor | None, counts: Tensor | None) -> Any:
+def _noise(
+    process: FitProcess, x0: Tree, rng: Rng, loss_mask: Tree | None, t: Tensor | None, counts: Tensor | None
+) -> Any:
     """Return every row noised at its own time, with the entries that have a loss as ``mask``."""
     if t is None:
         t = draw_antithetic_times(batch_size(x0), rng).to(first(x0).device)
-    noised = process.noise(x0, t, rng, live)
+    noised = process.noise(x0, t, rng, loss_mask)
     if counts is None:
         return noised
-    return noised._replace(mask=counts if live is None else counts & live)
+    return noised._replace(mask=counts if loss_mask is None else counts & loss_mask)
 
 
 def _pieces(
     process: FitProcess, denoise: Any, part: dict[str, Any], rng: Rng, micro_batch_size: int
 ) -> Iterator[Tensor]:
     """Yield ``training_losses``, ``micro_batch_size`` rows at a time; noise and times are those of the whole batch."""
-    noised = _noise(process, part["x0"], rng, part["live"], None, part["counts"])
+    noised = _noise(process, part["x0"], rng, part["loss_mask"], None, part["counts"])
     for i in torch.arange(batch_size(part["x0"]), device=noised.t.device).split(
         micro_rows(micro_batch_size, batch_size(part["x0"]))
     ):
@@ -111,7 +113,7 @@ def fit(
     clip: float | None = 1.0,
     ema: EMA | bool = True,
     opt: Optimizer | None = None,
-    live: Tree | None = None,
+    loss_mask: Tree | None = None,
     counts: Tensor | None = None,
     run: Run | None = None,
     log: int | None = None,
@@ -120,15 +122,19 @@ def fit(
     """Train ``denoiser`` in place on the rows of ``x0`` given ``cond`` and yield the mean loss every ``log`` updates.
 
     Rows are drawn with replacement; ``TrainingRows`` as ``x0`` carry their own cond, live and counts. The optimiser is
-    AdamW with warm-up and cosine decay of the learning rate, or ``opt`` at its own constant rate. ``live`` and
+    AdamW with warm-up and cosine decay of the learning rate, or ``opt`` at its own constant rate. ``loss_mask`` and
     ``counts``: see ``training_losses``. With ``ema`` the denoiser ends with the moving average of its weights.
     ``micro_batch_size``: rows per forward pass; the update is that of the whole batch. With a folder in ``run`` the fit
     can be killed and resumed. It is a generator: ``for row in fit(...)``.
     """
     rng = as_rng(rng, next(denoiser.parameters()).device)
     run = Run() if run is None else run
-    source = x0 if isinstance(x0, TrainingRows) else _stored({"x0": x0, "cond": cond, "live": live, "counts": counts})
-    if source is x0 and any(v is not None for v in (cond, live, counts)):
+    source = (
+        x0
+        if isinstance(x0, TrainingRows)
+        else _stored({"x0": x0, "cond": cond, "loss_mask": loss_mask, "counts": counts})
+    )
+    if source is x0 and any(v is not None for v in (cond, loss_mask, counts)):
         raise InvalidInputError("TrainingRows carry their own cond, live and counts: let take return them")
     device = next(denoiser.parameters()).device
     schedule = None
@@ -146,7 +152,7 @@ def fit(
         part = {**NONE, **tree_map(lambda v: v.to(device, non_blocking=True), source.take(index))}
         if micro_batch_size is None:
             each = training_losses(
-                process, denoiser, part["x0"], part["cond"], rng, part["live"], counts=part["counts"]
+                process, denoiser, part["x0"], part["cond"], rng, part["loss_mask"], counts=part["counts"]
             )
             row = optimizer_step(opt, each.mean(), clip)
             del each
@@ -164,7 +170,7 @@ def fit(
     denoiser.train(mode)
 
 
-NONE: dict[str, Any] = dict.fromkeys(("cond", "live", "counts"))
+NONE: dict[str, Any] = dict.fromkeys(("cond", "loss_mask", "counts"))
 
 
 def _stored(data: dict[str, Any]) -> TrainingRows:

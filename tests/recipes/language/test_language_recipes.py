@@ -163,8 +163,8 @@ def test_mdlm_refuses_data_that_it_would_misread():
     for data, said in (
         (CANVAS, "mask token"),
         (clean[:, :1], "sequences"),
-        ({"tokens": clean, "alive": clean == 0}, "live"),
-        ({"tokens": clean, "live": clean == 1}, "nothing to learn"),
+        ({"tokens": clean, "loss_maks": clean == 0}, "loss_mask"),
+        ({"tokens": clean, "loss_mask": clean == 1}, "nothing to learn"),
     ):
         with pytest.raises(InvalidInputError, match=said):
             list(mdlm.improve(policy, data, a, Rng(0)))
@@ -188,7 +188,7 @@ def test_mdlm_leaves_the_prompt_alone():
     list(
         mdlm.improve(
             policy,
-            {"tokens": data, "live": live},
+            {"tokens": data, "loss_mask": live},
             mdlm.Args(num_updates=200, batch_size=64, lr=1e-2),
             Rng(0),
         )

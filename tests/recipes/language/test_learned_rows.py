@@ -82,7 +82,7 @@ def test_imitation_is_the_same_however_many_rows_a_forward_has() -> None:
     for micro in (None, 1, 5):
         policy = made()
         a = mdlm.Args(num_updates=5, batch_size=12, lr=1e-2, micro_batch_size=micro)
-        list(mdlm.improve(policy, {"tokens": data, "live": live}, a, Rng(2)))
+        list(mdlm.improve(policy, {"tokens": data, "loss_mask": live}, a, Rng(2)))
         found.append(next(iter(policy.parameters())).detach())
     assert torch.allclose(found[0], found[1], atol=1e-6) and torch.allclose(found[0], found[2], atol=1e-6)
 
@@ -353,7 +353,7 @@ def test_imitation_neither_sees_nor_masks_padding(live: bool) -> None:
     policy = Policy.of(process, net, (5,), process.steps(time_grid(5)), codec=InfillCodec(pad=0))
     data = torch.tensor([[0, 1, 2, 0, 0]]).expand(8, 5)
     mask = torch.tensor([[False, False, True, True, False]]).expand(8, 5)
-    given = {"tokens": data, "live": mask} if live else data
+    given = {"tokens": data, "loss_mask": mask} if live else data
     list(mdlm.improve(policy, given, mdlm.Args(num_updates=8, batch_size=8), Rng(0)))
     assert bool((torch.cat(told) == torch.tensor([True, False, False, not live, True])).all())
     hidden = (torch.cat(seen) == 3).any(0).tolist()

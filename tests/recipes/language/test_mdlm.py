@@ -45,7 +45,7 @@ def test_updates_are_those_of_the_paper(case: str) -> None:
     made, rng, spy, modes = start(case), Tape(3), Spy(), []
     made.denoiser.net.register_forward_hook(lambda net, *_: modes.append(net.training))
     tokens = BARE if bare else TOKENS
-    logged = list(mdlm.improve(made, {"tokens": tokens, "live": ANSWER} if prompted else tokens, a, rng, spy))
+    logged = list(mdlm.improve(made, {"tokens": tokens, "loss_mask": ANSWER} if prompted else tokens, a, rng, spy))
 
     net = start(case).denoiser
     opt, mask, norms = adam(net.parameters(), a.lr), 2 if bare else 5, []

@@ -231,7 +231,7 @@ def test_scores_are_zero_for_who_stays_and_a_hundred_for_the_shortest_way() -> N
         world.goal = goal.expand(len(position), 2)
         return expert(world)[:, None]
 
-    came = zero_shot_task.roll_out(base, shortest, reward, 3, 100).gained.sum(1).mean()
+    came = zero_shot_task.roll_out(base, shortest, reward, 3, 100).rewards.sum(1).mean()
     assert 100 * (float(came) - low) / (high - low) == pytest.approx(100, abs=12)
     task = zero_shot_task.task(BASE)
     rows = task.start_policy(0, Run(), "goals")
@@ -255,8 +255,12 @@ def test_overestimation_is_what_q_promised_less_what_came() -> None:
     asked = policy_for_reward(made, seen, reward)
     begin, first = seen[:5], torch.zeros(5, 2, 2)
     path = begin[:, None].expand(-1, 11, -1)
-    nothing = zero_shot_task.overestimation(asked, zero_shot_task.Walk(torch.zeros(5, 10), path, first), seen, reward)
-    ones = zero_shot_task.overestimation(asked, zero_shot_task.Walk(torch.ones(5, 10), path, first), seen, reward)
+    nothing = zero_shot_task.overestimation(
+        asked, zero_shot_task.Trajectories(torch.zeros(5, 10), path, first), seen, reward
+    )
+    ones = zero_shot_task.overestimation(
+        asked, zero_shot_task.Trajectories(torch.ones(5, 10), path, first), seen, reward
+    )
     gamma = 0.98**2  # two environment steps per decision, five decisions
     assert torch.allclose(nothing - ones, torch.full((5,), sum(gamma**k for k in range(5))), atol=1e-4)
     both = asked.weights.control.verifier.represent  # type: ignore[union-attr]

@@ -34,17 +34,17 @@ class BatchedBackend:
         return self.start
 
     def step_chunk(
-        self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
+        self, actions: np.ndarray, active: np.ndarray, gamma: float, restart: bool = True, on_step: Any = None
     ) -> ChunkResult:
-        """Execute one chunk [B, T_a, ...] in every environment that is ``alive`` [B].
+        """Execute one chunk [B, T_a, ...] in every environment that is ``active`` [B].
 
-        ``watch(None, world)`` is called after every step.
+        ``on_step(None, world)`` is called after every step.
         """
         n, horizon = actions.shape[:2]
         reward, raw, length = np.zeros(n), np.zeros(n), np.zeros(n, np.int64)
         terminated, truncated = np.zeros(n, bool), np.zeros(n, bool)
-        first, held = np.zeros(n, np.int64), np.full(n, -1, np.int8)
-        going, after, weight = alive.copy(), copy(self.start), 1.0
+        first, last_success = np.zeros(n, np.int64), np.full(n, -1, np.int8)
+        going, after, weight = active.copy(), copy(self.start), 1.0
         before = self.start
         for i in range(horizon):
             if not going.any():
@@ -61,25 +61,28 @@ class BatchedBackend:
             self.steps += going
             said = said_by_all(info, going)
             if said is not None:
-                first, held = np.where((said > 0) & (first == 0), i + 1, first), np.where(said >= 0, said, held)
+                first, last_success = (
+                    np.where((said > 0) & (first == 0), i + 1, first),
+                    np.where(said >= 0, said, last_success),
+                )
             terminated |= np.asarray(term, bool) & going
             truncated |= np.asarray(trunc, bool) & going
             going = going & ~(terminated | truncated)
-            if watch is not None:
-                watch(None, self.world)
+            if on_step is not None:
+                on_step(None, self.world)
         lost, faults = self._lost(after, raw)
         if lost.any():
             after = assign_rows(after, lost, before)
             reward, raw = np.where(lost, 0.0, reward), np.where(lost, 0.0, raw)
             terminated, truncated, length = terminated & ~lost, truncated | lost, np.where(lost, 0, length)
-            first, held = np.where(lost, 0, first), np.where(lost, -1, held)
+            first, last_success = np.where(lost, 0, first), np.where(lost, -1, last_success)
         fresh, start = (terminated | truncated) if restart else lost, after
         if fresh.any():
             start = assign_rows(after, fresh, copy(self.world.reset(options={"reset_mask": fresh})[0]))
             refuse(start, self.name)
         self.start, self.steps = start, np.where(terminated | truncated, 0, self.steps)
-        held = held if held.max() >= 0 else None
-        return ChunkResult(after, start, reward, raw, terminated, truncated, length, first, held, faults)
+        last_success = last_success if last_success.max() >= 0 else None
+        return ChunkResult(after, start, reward, raw, terminated, truncated, length, first, last_success, faults)
 
     def _lost(self, after: Any, raw: np.ndarray) -> tuple[np.ndarray, tuple[Fault, ...]]:
         """Return which environments [B] gave NaN or infinity, and their faults."""

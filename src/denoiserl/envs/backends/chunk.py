@@ -22,8 +22,8 @@ class ChunkResult(NamedTuple):
 
     ``after``: the true next observation, also where the episode ended. ``start``: the observation to act on next (of a
     new episode where one ended). ``raw``: the undiscounted sum of rewards. ``first`` [B]: the first step of the
-    decision that reported success, counted from 1; 0 for none. ``held`` [B]: the last report of the decision, 1 or 0,
-    and -1 for none; None if no environment reported.
+    decision that reported success, counted from 1; 0 for none. ``last_success`` [B]: the last report of the decision, 1
+    or 0, and -1 for none; None if no environment reported.
 
     ``faults``: faults that were repaired. A decision lost to a fault has length 0, is truncated, and has its own
     observation as ``after``.
@@ -37,7 +37,7 @@ class ChunkResult(NamedTuple):
     truncated: np.ndarray
     length: np.ndarray
     first: np.ndarray
-    held: np.ndarray | None
+    last_success: np.ndarray | None
     faults: tuple[Fault, ...] = ()
 
     @property
@@ -48,7 +48,7 @@ class ChunkResult(NamedTuple):
     @property
     def success(self) -> np.ndarray | None:
         """Return whether each environment reported success in the decision [B], or None if none reported."""
-        return None if self.held is None else self.first > 0
+        return None if self.last_success is None else self.first > 0
 
 
 class SingleChunkResult(NamedTuple):
@@ -61,7 +61,7 @@ class SingleChunkResult(NamedTuple):
     truncated: bool
     length: int
     first: int
-    held: int
+    last_success: int
 
 
 class Interrupted(Exception):
@@ -72,14 +72,14 @@ class Interrupted(Exception):
         self.step = step
 
 
-def step_chunk(env: Any, actions: Any, gamma: float = 1.0, watch: Any = None) -> SingleChunkResult:
+def step_chunk(env: Any, actions: Any, gamma: float = 1.0, on_step: Any = None) -> SingleChunkResult:
     """Execute ``actions`` (a sequence of T_a) on one Gymnasium environment until they or the episode end.
 
     Raise Interrupted if the environment raises (its cause), InvalidInputError if its result cannot be read.
     """
     reward = raw = 0.0
     weight = 1.0
-    observation, terminated, truncated, length, first, held = None, False, False, 0, 0, -1
+    observation, terminated, truncated, length, first, last_success = None, False, False, 0, 0, -1
     for action in actions:
         try:
             result = env.step(action)
@@ -98,11 +98,11 @@ def step_chunk(env: Any, actions: Any, gamma: float = 1.0, watch: Any = None) ->
         raw += gain
         weight *= gamma
         if said is not None:
-            held = int(said)
+            last_success = int(said)
             if said and not first:
                 first = length
-        if watch is not None:
-            watch(env)
+        if on_step is not None:
+            on_step(env)
         if over:
             break
-    return SingleChunkResult(observation, reward, raw, bool(terminated), bool(truncated), length, first, held)
+    return SingleChunkResult(observation, reward, raw, bool(terminated), bool(truncated), length, first, last_success)

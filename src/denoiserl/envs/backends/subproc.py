@@ -177,17 +177,17 @@ class SubprocBackend:
         return _join(self.starts)
 
     def step_chunk(
-        self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
+        self, actions: np.ndarray, active: np.ndarray, gamma: float, restart: bool = True, on_step: Any = None
     ) -> ChunkResult:
-        """Execute one chunk [B, T_a, ...] in every environment that is ``alive`` [B]. ``watch`` is not supported."""
-        if watch is not None:
+        """Execute one chunk [B, T_a, ...] in every environment that is ``active`` [B]. ``on_step`` is not supported."""
+        if on_step is not None:
             raise RunError("environments in worker processes cannot be watched: use processes=1")
-        for k, (a, b) in enumerate(zip(np.split(actions, self.edges), np.split(alive, self.edges), strict=True)):
+        for k, (a, b) in enumerate(zip(np.split(actions, self.edges), np.split(active, self.edges), strict=True)):
             self._send(k, "step_chunk", (a, b, gamma, restart))
-        got = [self._played(k, part) for k, part in enumerate(np.split(alive, self.edges))]
+        got = [self._played(k, part) for k, part in enumerate(np.split(active, self.edges))]
         faults, self.early = self.early + tuple(f for g in got for f in g.faults), ()
-        known = any(g.held is not None for g in got)
-        held = [np.full(len(g.length), -1, np.int8) if g.held is None else g.held for g in got]
+        known = any(g.last_success is not None for g in got)
+        last_success = [np.full(len(g.length), -1, np.int8) if g.last_success is None else g.last_success for g in got]
         return ChunkResult(
             _join([g.after for g in got]),
             _join([g.start for g in got]),
@@ -197,19 +197,19 @@ class SubprocBackend:
             np.concatenate([g.truncated for g in got]),
             np.concatenate([g.length for g in got]),
             np.concatenate([g.first for g in got]),
-            np.concatenate(held) if known else None,
+            np.concatenate(last_success) if known else None,
             faults,
         )
 
-    def _played(self, k: int, alive: np.ndarray) -> ChunkResult:
+    def _played(self, k: int, active: np.ndarray) -> ChunkResult:
         """Return the result of worker k, or a lost decision of all its environments."""
         try:
             outcome = self._receive(k, self.timeout)
         except _Silent as silent:
-            before, none, zero = self.starts[k], np.zeros(len(alive), bool), np.zeros(len(alive))
+            before, none, zero = self.starts[k], np.zeros(len(active), bool), np.zeros(len(active))
             faults = self._renew(k, silent)
             still = zero.astype(np.int64)
-            return ChunkResult(before, self.starts[k], zero, zero, none, alive.copy(), still, still, None, faults)
+            return ChunkResult(before, self.starts[k], zero, zero, none, active.copy(), still, still, None, faults)
         self.starts[k] = outcome.start
         return outcome
 

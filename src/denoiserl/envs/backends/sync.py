@@ -30,7 +30,7 @@ Row = tuple[float, float, bool, bool, int, int, int]
 ROW = np.dtype(
     [
         ("reward", float), ("raw", float), ("terminated", bool), ("truncated", bool), ("length", np.int64),
-        ("first", np.int64), ("held", np.int8),
+        ("first", np.int64), ("last_success", np.int8),
     ]
 )  # fmt: skip
 COLUMNS = ROW.names or ()
@@ -127,20 +127,20 @@ class SyncBackend:
             return None
 
     def step_chunk(
-        self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
+        self, actions: np.ndarray, active: np.ndarray, gamma: float, restart: bool = True, on_step: Any = None
     ) -> ChunkResult:
-        """Execute one chunk [B, T_a, ...] in every environment that is ``alive`` [B]; the others are idle with length
+        """Execute one chunk [B, T_a, ...] in every environment that is ``active`` [B]; the others are idle with length
         0.
 
-        ``restart`` starts the next episode where one ended. ``watch(index, env)`` is called after every step.
+        ``restart`` starts the next episode where one ended. ``on_step(index, env)`` is called after every step.
         """
         after, before, rows = list(self.start), list(self.start), [STILL] * self.count
         over, reports = [], False
         for i in range(self.count):
-            if not alive[i]:
+            if not active[i]:
                 continue
             self.heartbeat[0], self.heartbeat[1] = self.numbers[i], self.steps[i]
-            look = None if watch is None else (lambda e, i=i: watch(i, e))
+            look = None if on_step is None else (lambda e, i=i: on_step(i, e))
             try:
                 done = step_chunk(self.envs[i], actions[i], gamma, look)
             except Interrupted as stop:
@@ -155,7 +155,7 @@ class SyncBackend:
                 continue
             after[i] = self.start[i] = done.observation
             rows[i] = done[1:]
-            reports = reports or done.held >= 0
+            reports = reports or done.last_success >= 0
             if done.terminated or done.truncated:
                 over.append(i)
         ended = batch(after)
@@ -177,9 +177,9 @@ class SyncBackend:
                 begun = batch(self.start)
         faults, self.faults, self.heartbeat[0] = tuple(self.faults), [], -1
         table = np.array(rows, ROW)  # one array, and a view per column
-        reward, raw, terminated, truncated, length, first, held = map(table.__getitem__, COLUMNS)
+        reward, raw, terminated, truncated, length, first, last_success = map(table.__getitem__, COLUMNS)
         return ChunkResult(
-            ended, begun, reward, raw, terminated, truncated, length, first, held if reports else None, faults
+            ended, begun, reward, raw, terminated, truncated, length, first, last_success if reports else None, faults
         )
 
     def _begin(self, i: int, **seed: int) -> None:

@@ -161,16 +161,16 @@ class VectorEnvBackend:
             raise EnvFault(fault, self.name, cure) from error
 
     def step_chunk(
-        self, actions: np.ndarray, alive: np.ndarray, gamma: float, restart: bool = True, watch: Any = None
+        self, actions: np.ndarray, active: np.ndarray, gamma: float, restart: bool = True, on_step: Any = None
     ) -> ChunkResult:
         """Execute one chunk [B, T_a, ...]. Rows that are reset by this very step (NEXT_STEP) have length 0."""
-        if watch is not None:
+        if on_step is not None:
             raise RunError("the rows of a vector environment cannot be watched: give an id or a factory")
-        going = alive & ~self.pending
+        going = active & ~self.pending
         n, horizon = actions.shape[:2]
         reward, raw, length = np.zeros(n), np.zeros(n), np.zeros(n, np.int64)
         terminated, truncated = np.zeros(n, bool), np.zeros(n, bool)
-        first, held = np.zeros(n, np.int64), np.full(n, -1, np.int8)
+        first, last_success = np.zeros(n, np.int64), np.full(n, -1, np.int8)
         after, start, weight, told = copy(self.start), copy(self.start), 1.0, False
         for i in range(horizon):
             seen, gain, term, trunc, info = self._step(actions[:, i])
@@ -190,7 +190,7 @@ class VectorEnvBackend:
             said = _success(info, ended & (self.mode == SAME))
             if said is not None:
                 told, first = True, np.where(going & (said > 0) & (first == 0), i + 1, first)
-                held = np.where(going & (said >= 0), said, held)
+                last_success = np.where(going & (said >= 0), said, last_success)
             self.pending = np.zeros(n, bool)
             last = i == horizon - 1
             if ended.any() and not last and not ended[going].all():
@@ -220,8 +220,8 @@ class VectorEnvBackend:
         if fresh.any():  # else it equals the observation after the step
             refuse(start, self.name)
             self.steps[fresh] = 0
-        held = held if told and held.max() >= 0 else None
-        return ChunkResult(after, start, reward, raw, terminated, truncated, length, first, held)
+        last_success = last_success if told and last_success.max() >= 0 else None
+        return ChunkResult(after, start, reward, raw, terminated, truncated, length, first, last_success)
 
     def close(self) -> None:
         """Close the environment."""

@@ -21,7 +21,7 @@ NORMALISERS = ("normalize_inputs.", "normalize_targets.", "unnormalize_outputs."
 """prefixes of normalisation statistics among the weights, before LeRobot 0.4"""
 
 
-class Clock(nn.Module):
+class TimestepEmbedding(nn.Module):
     """A timestep's part of every block's scale and shift: W_τ mish(L₂ mish(L₁ τ(i))) + b, [*i, width].
 
     τ are sine and cosine of i at angular frequencies 1 to 10⁻⁴ (1706.03762).
@@ -60,7 +60,8 @@ class Net(nn.Module):
     """LeRobot's U-Net over chunks [B, H, d], conditioned on ``cond`` numbers.
 
     Its FiLM reads mish of time and condition side by side, and mish acts on each number alone. So the layer is the sum
-    of ``Clock`` and ``Condition``, and a sampler computes each once. ``levels`` K: time t is the timestep tK − 1.
+    of ``TimestepEmbedding`` and ``Condition``, and a sampler computes each once. ``levels`` K: time t is the timestep
+    tK − 1.
     ``past``: the chunk's first entries belong to past environment steps. Here they come last, so the first action of an
     event is the first executed one. ``eyes``: encoder of pictures, whose features follow the first ``state`` numbers of
     an observation.
@@ -87,7 +88,7 @@ class Net(nn.Module):
         self.levels, self.past, self.eyes, self.state = levels, past, eyes, state
         self.unet = UNet1D(data, 0, channels, kernel, groups, activation="mish")
         width = sum(self.unet.films)
-        self.unet.time, self.unet.condition = Clock(width, features), Condition(cond, width)  # type: ignore[assignment]
+        self.unet.time, self.unet.condition = TimestepEmbedding(width, features), Condition(cond, width)  # type: ignore[assignment]
         self.unet.norm = nn.GroupNorm(LAST, channels[0])
 
     def features(self, cond: Any) -> Tensor:

@@ -16,10 +16,10 @@ Every position is masked with probability t, t ~ U(0, 1), and a bidirectional tr
     L = E_t E_{x_t} [ (1/t) Σ_{masked i} −log p_θ(x₀_i | x_t) ] / length
 
 which bounds −log p(x₀) from above. The mask is never predicted, visible tokens are carried over, and the network does
-not see the time, which the fraction of masks implies. ``live`` marks the answer of a prompted sequence: the prompt is
-never masked and the loss is divided by the answer's length (LLaDA, 2502.09992). Padding (``InfillCodec(pad=)``: runs of
-that id at the ends of a row) is hidden from the network and never masked. If that id also ends texts, ``live`` says
-which one is an end.
+not see the time, which the fraction of masks implies. ``loss_mask`` marks the answer of a prompted sequence: the prompt
+is never masked and the loss is divided by the answer's length (LLaDA, 2502.09992). Padding (``InfillCodec(pad=)``: runs
+of that id at the ends of a row) is hidden from the network and never masked. If that id also ends texts,
+``loss_mask`` says which one is an end.
 
 As published: the log-linear schedule (weight 1/t), antithetic times, EMA.
 
@@ -71,7 +71,7 @@ class Args(Settings):
 def improve(
     policy: Policy, data: Tensor | dict[str, Tensor], args: Args, rng: Rng | int, run: Run | None = None
 ) -> Iterator[Metrics]:
-    """Train on ``data``: clean tokens [N, L], or a dict of ``tokens`` and ``live`` [N, L] (True in answers)."""
+    """Train on ``data``: clean tokens [N, L], or a dict of ``tokens`` and ``loss_mask`` [N, L] (True in answers)."""
     check_inputs(policy, data, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
     process = policy.process
@@ -81,9 +81,9 @@ def improve(
         )
     parts = dict(data) if isinstance(data, dict) else {"tokens": data}
     for name in parts:
-        if name not in ("tokens", "live"):
-            raise InvalidInputError(unknown_name_message(name, ("tokens", "live"), "part of the data"))
-    tokens, live = parts["tokens"], parts.get("live")
+        if name not in ("tokens", "loss_mask"):
+            raise InvalidInputError(unknown_name_message(name, ("tokens", "loss_mask"), "part of the data"))
+    tokens, loss_mask = parts["tokens"], parts.get("loss_mask")
     if tokens.shape[1:] != policy.event_shape:
         raise InvalidInputError(
             f"the policy writes sequences {policy.event_shape}, the data are {tuple(tokens.shape)}: cut or pad"
@@ -94,12 +94,12 @@ def improve(
         )
     cond = policy.codec.condition(tokens) if isinstance(policy.codec, InfillCodec) else None
     if cond is not None:
-        cond["padding"] = cond["padding"] if live is None else cond["padding"] & ~live
-        live = ~cond["padding"] if live is None else live
-    if live is not None and bool((~live).all(-1).any()):
+        cond["padding"] = cond["padding"] if loss_mask is None else cond["padding"] & ~loss_mask
+        loss_mask = ~cond["padding"] if loss_mask is None else loss_mask
+    if loss_mask is not None and bool((~loss_mask).all(-1).any()):
         raise InvalidInputError("a row of live has no True, so there is nothing to learn from it: leave it out")
     sizes = {"batch": args.batch_size, "lr": args.lr, "micro_batch_size": args.micro_batch_size}
-    yield from fit(process, policy.denoiser, tokens, cond, args.num_updates, rng, live=live, run=run, **sizes)
+    yield from fit(process, policy.denoiser, tokens, cond, args.num_updates, rng, loss_mask=loss_mask, run=run, **sizes)
 
 
 SIGNAL = "data"
