@@ -161,7 +161,7 @@ def test_what_is_executed_is_asked_for_or_carried_or_all_that_is_decoded() -> No
     short = replace(made(), codec=SimpleNamespace(execute=2))  # type: ignore[arg-type]
     assert acting.resolve_execute_horizon(short) == 2
     for wrong, count in ((policy, 0), (policy, 4), (short, 3)):
-        with pytest.raises(InvalidInputError, match="execute is between 1 and"):
+        with pytest.raises(InvalidInputError, match="execution_horizon is between 1 and"):
             acting.resolve_execute_horizon(wrong, count)
     with pytest.raises(InvalidInputError, match=r"not a chunk of actions \[H, d\]"):
         acting.resolve_execute_horizon(replace(policy, event_shape=(3,)))

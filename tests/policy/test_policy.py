@@ -421,7 +421,10 @@ HORIZONS = [0, -1, 3, "a", 1.0, True, math.nan]
 
 @pytest.mark.parametrize("execute", HORIZONS)
 def test_an_execution_horizon_is_part_of_the_chunk(execute: Any, tmp_path: Path) -> None:
-    policy, says = robot(), "execute is between 1 and the chunk's 2 actions, not .*: give such an int, or None"
+    policy, says = (
+        robot(),
+        "execution_horizon is between 1 and the chunk's 2 actions, not .*: give an int, or None",
+    )
     with pytest.raises(InvalidInputError, match=says):
         policy.with_execution_horizon(execute)
     policy.with_execution_horizon(1).save(tmp_path / "saved")

@@ -59,9 +59,7 @@ def test_the_command_gives_the_options_back(name: str, tmp_path: Path, monkeypat
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     recipe, task = recipes.load(name), tasks.args_type(recipes.load(name).DEFAULT_TASK)
     usual = task(**getattr(recipe, "DEFAULT_TASK_ARGS", {}))
-    for i, (args, base) in enumerate(
-        ((recipe.Args(), usual), (other(recipe.Args()), other(usual)))
-    ):
+    for i, (args, base) in enumerate(((recipe.Args(), usual), (other(recipe.Args()), other(usual)))):
         made = experiment.Args(name, to_json(args), recipe.DEFAULT_TASK, to_json(base), seed=3 * i)
         record = {"program": experiment.__name__, "args": to_json(made), "device": "cuda:1", "precision": "bf16"}
         record |= {

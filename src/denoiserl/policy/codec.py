@@ -70,7 +70,8 @@ def check_execution_horizon(execute: Any, event_shape: tuple[int, ...], codec: A
     most = int(getattr(codec, "execute", event_shape[0]))
     if isinstance(execute, bool) or not isinstance(execute, numbers.Integral) or not 1 <= int(execute) <= most:
         raise InvalidInputError(
-            f"execute is between 1 and the chunk's {most} actions, not {execute!r}: give such an int, or None for all"
+            f"execution_horizon is between 1 and the chunk's {most} actions, not {execute!r}: give an int, or None for "
+            "all"
         )
     return int(execute)
 

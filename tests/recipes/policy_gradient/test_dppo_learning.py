@@ -164,7 +164,7 @@ def test_one_step_is_ppo_on_a_gaussian_policy() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InvalidInputError, match="finetune_denoising_steps is between 1 and the 4"):
         dppo.training_actor(policy(), 5, 2)
-    with pytest.raises(InvalidInputError, match="execute is between 1 and the chunk's 2"):
+    with pytest.raises(InvalidInputError, match="execution_horizon is between 1 and the chunk's 2"):
         dppo.training_actor(policy(), 4, 3)
     with pytest.raises(InvalidInputError, match="no noise"):
         dppo.training_actor(policy(floor=0.0), 4, 2)

@@ -339,7 +339,7 @@ def test_ppo_refuses_what_it_cannot_improve() -> None:
     )
     with pytest.raises(InvalidInputError, match="dppo"):
         list(ppo.improve(made, Collector(Bandit, 2, 1), PPO, Rng(0)))
-    with pytest.raises(InvalidInputError, match="execute is between 1 and the chunk's 1"):
+    with pytest.raises(InvalidInputError, match="execution_horizon is between 1 and the chunk's 1"):
         list(ppo.improve(linear()[0].with_execution_horizon(2), Collector(Bandit, 2, 1), PPO, Rng(0)))
 
 

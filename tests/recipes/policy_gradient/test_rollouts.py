@@ -177,7 +177,7 @@ def test_a_policy_carries_how_much_of_a_plan_is_executed(name: str, tmp_path: Pa
     again = Policy.load(made.save(tmp_path / "p"), Biases(4))
     assert torch.equal(eval_actor(again)(obs, Rng(0)), eval_actor(made)(obs, Rng(0)))
     assert eval_actor(made.with_controller(None))(obs, Rng(0)).shape == (5, 2, 1)
-    with pytest.raises(InvalidInputError, match="execute is between 1 and the chunk's 4"):
+    with pytest.raises(InvalidInputError, match="execution_horizon is between 1 and the chunk's 4"):
         eval_actor(made, 5)
 
 
