@@ -17,7 +17,7 @@ from denoiserl.cli import main
 from denoiserl.core.errors import RunError
 from denoiserl.core.imports import load_module
 from denoiserl.core.serialization.args_json import flat, to_json
-from denoiserl.experiments import experiment, runner
+from denoiserl.experiments import experiment, run_record, runner
 from denoiserl.report.html import Code, Prose
 from denoiserl.report.provenance import command, load_run, paragraphs, parse_description, reproduction_section
 
@@ -104,7 +104,7 @@ def test_flags_that_are_switched_off_and_words_with_spaces(tmp_path: Path) -> No
     )
     program = load_module(str(tmp_path / "mine.py"))
     args = program.Args(True, program.Inner(False, "a b"))
-    about = runner._about(program, args)
+    about = run_record.describe_program(program, args)
     made = load_run(run(tmp_path / "mine", program=str(tmp_path / "mine.py"), args=to_json(args), about=about))
     line = shlex.split(command(made))
     assert line[:3] == ["denoiserl", "run", "mine.py"]  # and not where it lay on this machine

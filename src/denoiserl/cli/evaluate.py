@@ -99,28 +99,53 @@ def evaluate(argv: list[str]) -> None:
         if name not in found.values:
             raise Misuse(unknown_name_message(name, found.values, "metric"))
     paths = {name: str(policy.path) for name, policy in loaded.items()}
-    report.write(found, task, policies, paths, out, args.media)
     if args.json:
-        print(json.dumps(report.as_dict(found, args.metrics), indent=2))
+        print(json.dumps(report.as_dict(found, args.metrics), indent=2), flush=True)
         for line in note_lines(found.notes):
             print(line, file=sys.stderr)
-        return
-    if len(policies) > 1:
+    elif len(policies) > 1:
         report.print_tables(found, args.metrics)
     else:
         _print_intervals(found, args.metrics)
-    print(f"\n{out}: eval.json, trials.jsonl and the plots.")
+    sys.stdout.flush()  # numbers first: a full disk or a missing plot library does not lose them
+    report.write(found, task, policies, paths, out, args.media)
+    if not args.json:
+        print(f"\nSaved in {out}: eval.json (summary), trials.jsonl (every trial) and the plots.")
 
 
-def print_held_out(folder: Path, trials: int, progress: bool) -> None:
-    """Evaluate the best policy of a run on held-out trials, and print the means with intervals."""
+def evaluate_run(folder: Path, trials: int, progress: bool, repeated: bool = False) -> None:
+    """Evaluate a run's policies before and after improvement on the same trials; print a table and write it.
+
+    A ``repeated`` run prints the table that it has written before.
+    """
+    from denoiserl.experiments import evaluation_report as report
+    from denoiserl.experiments.compare_report import note_lines
     from denoiserl.experiments.evaluate_policies import evaluate_policies
+    from denoiserl.report.improvement import AFTER, BEFORE, CONTROL
+    from denoiserl.train.saved_state import has_policy
 
-    policy = load_policy(str(folder), "best", None)
-    task = policy.task()
-    found = evaluate_policies({folder.name: (policy.load(task), policy.place)}, task, 0, trials, progress=progress)
-    print(f"\nIn {trials} held-out trials:")
-    _print_intervals(found)
+    if repeated and (tables := report.load_improvement(folder, trials)):
+        report.print_improvement(tables)
+        return
+    named = {BEFORE: "start", CONTROL: "control", AFTER: "best"}
+    loaded = {name: load_policy(str(folder), at, None) for name, at in named.items() if has_policy(folder, at)}
+    if AFTER not in loaded:
+        loaded[AFTER] = load_policy(str(folder), "last", None)
+    task = loaded[AFTER].task()
+    policies = {name: (policy.load(task), policy.place) for name, policy in loaded.items()}
+    found = evaluate_policies(policies, task, 0, trials, progress=progress)
+    kept = "best" if loaded[AFTER].path.name == "best" else "last"
+    print(f"\nOn the same {trials} held-out trials (after: the {kept} policy):")
+    if tables := list(found.tables.values()):
+        report.print_improvement(tables)
+        for line in note_lines(found.notes):
+            print(line)
+    else:
+        _print_intervals(found)
+    sys.stdout.flush()
+    report.write(
+        found, task, policies, {name: str(policy.path) for name, policy in loaded.items()}, folder / "eval", False
+    )
 
 
 def _print_intervals(found: Any, metrics: Sequence[str] = ()) -> None:

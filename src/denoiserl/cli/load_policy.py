@@ -71,13 +71,13 @@ def load_policy(word: str, checkpoint: str, device: str | None) -> LoadedPolicy:
 
 
 def _saved_policy(path: Path, checkpoint: str) -> Path:
-    """Return the path of a run's best or last policy; the last one if the recipe keeps no best one."""
+    """Return the path of a policy of a run; the last one if the recipe keeps no best one."""
     from denoiserl.train.saved_state import find_saved_policy
 
     try:
         return find_saved_policy(path, checkpoint)
     except RunError:
-        if checkpoint == "last":
+        if checkpoint != "best":
             raise
         source = find_saved_policy(path, "last")
         print(f"{path} has no best policy: its last one is used.", file=sys.stderr)

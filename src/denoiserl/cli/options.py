@@ -120,7 +120,8 @@ Flag = tyro.conf.FlagCreatePairsOff[bool]
 RunWord = Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
 JsonOption = Annotated[Flag, tyro.conf.arg(help="print JSON")]
 CheckpointOption = Annotated[
-    Literal["best", "last"], tyro.conf.arg(help="of a run: its best policy in held-out trials, or its last one")
+    Literal["best", "last", "start"],
+    tyro.conf.arg(help="of a run: its best policy in held-out trials, its last one, or the one it started from"),
 ]
 DeviceOption = Annotated[
     str | None, tyro.conf.arg(help="where to compute", help_behavior_hint="(default: where the run did)")

@@ -5,6 +5,8 @@ What needs torch is imported where it is used: help and usage errors come at onc
 
 from __future__ import annotations
 
+import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -84,8 +86,8 @@ def run(argv: list[str]) -> None:
         seed=chosen.run.seed,
         eval_every=chosen.run.eval_every,
     )
-    folder = machine.out or Path("runs") / f"{name}-{chosen.run.seed}"
-    _print_result(runner.run(experiment, args, folder, **settings), machine, experiment)
+    folder = machine.out or Path("runs") / f"{name}-{_problem_name(task, chosen.task_args)}-{chosen.run.seed}"
+    _print_result(runner.run(experiment, args, folder, numbered=machine.out is None, **settings), machine, experiment)
 
 
 def demo(argv: list[str]) -> None:
@@ -103,6 +105,15 @@ def find_recipe(word: str) -> ModuleType:
         raise Misuse(f"The recipe's file {word} does not exist: check the path.")
     add_to_import_path(Path(word).resolve().parent if word.endswith(".py") else Path.cwd())
     return load_module(word)
+
+
+def _problem_name(task: str, args: Any) -> str:
+    """Return a name of a task for a folder: that of its environment, of a user's file, or of the task itself."""
+    env = getattr(args, "env", None)
+    word = env if isinstance(env, str) and env not in ("", "none") else task
+    place, _, own = word.rpartition(":")
+    word = Path(place).stem if place.endswith(".py") else own
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", word).strip("-.") or "task"
 
 
 def _title(module: ModuleType) -> str:
@@ -136,7 +147,7 @@ def _run_program(program: ModuleType, command: str, name: str | None, argv: list
     seed = getattr(args, "seed", None)
     default = "demo" if name is None else name if seed is None else f"{name}-{seed}"
     folder = machine.out or Path("runs") / default
-    _print_result(runner.run(program, args, folder, **settings), machine, program)
+    _print_result(runner.run(program, args, folder, numbered=machine.out is None, **settings), machine, program)
 
 
 def _print_result(result: dict[str, Any], args: ResumeOptions, program: ModuleType | None = None) -> None:
@@ -149,14 +160,22 @@ def _print_result(result: dict[str, Any], args: ResumeOptions, program: ModuleTy
     if hasattr(program, "finish"):
         program.finish(folder)
         return
+    if result["repeated"]:
+        print(f"{folder} is finished: nothing is computed again. Give more iterations, another seed, or --out NEW.")
     numbers = {k: v for k, v in (result["last"] or {}).items() if isinstance(v, int | float) and k != "iteration"}
     for key, value in numbers.items():
         print(f"  {key:<28}{value:.6g}")
     spent = ", ".join(f"{v:.0f} {k}" for k, v in result["spent"].items() if v)
     print(f"{folder}: {result['rows']} rows of metrics{f'; spent {spent}' if spent else ''}.")
-    if any(p.is_dir() for p in folder.rglob("best")) or any(p.is_dir() for p in folder.rglob("last")):
-        if args.eval_trials and hasattr(program, "task_of"):
-            from denoiserl.cli.evaluate import print_held_out
+    if cut := result["unfinished"]:
+        made = ", ".join(f"{stage} made {done} of {planned}" for stage, (done, planned) in cut.items())
+        print(f"The budget ended it: {made} iterations. Repeat the command with a larger --budget to go on.")
+    from denoiserl.train.saved_state import has_policy
 
-            print_held_out(folder, args.eval_trials, args.progress)
-        print(f"Next: denoiserl eval {folder}, denoiserl sample {folder}, denoiserl report {folder}")
+    if has_policy(folder, "best") or has_policy(folder, "last"):
+        if args.eval_trials and hasattr(program, "task_of"):
+            from denoiserl.cli.evaluate import evaluate_run
+
+            evaluate_run(folder, args.eval_trials, args.progress, result["repeated"])
+        place = shlex.quote(str(folder))
+        print(f"Next: denoiserl report {place}, denoiserl sample {place}, denoiserl eval {place}")

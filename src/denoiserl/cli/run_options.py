@@ -26,7 +26,7 @@ class ExperimentOptions(Settings):
 
     task: Annotated[str, tyro.conf.arg(help=TASK_WORDS, help_behavior_hint="(default: the recipe's own)")] = ""
     seed: Seed = 0
-    """random seed of the starting policy, the data and training; the default folder is RECIPE-SEED"""
+    """random seed of the starting policy, the data and training; the default folder is RECIPE-TASK-SEED"""
     start_kind: Annotated[str | None, help_hint("(default: the recipe's, or the task's first)")] = None
     """kind of starting policy"""
     eval_every: Annotated[Count | None, help_hint("(default: a quarter of the iterations)")] = None
@@ -54,8 +54,8 @@ class ResumeOptions(Settings):
 class MachineOptions(ResumeOptions):
     """Options of the machine and the run's folder."""
 
-    out: Annotated[Path | None, help_hint("(default: runs/RECIPE-SEED, or runs/demo)")] = None
-    """folder of the run"""
+    out: Annotated[Path | None, help_hint("(default: runs/RECIPE-TASK-SEED, or runs/demo)")] = None
+    """folder of the run; a default folder that holds another run is followed by -2, -3, ..."""
     device: str = "cpu"
     """cpu, cuda, cuda:1 or mps"""
     precision: Literal["float32", "medium", "bf16"] = "float32"

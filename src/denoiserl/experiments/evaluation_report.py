@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.table import Table as Grid
+from rich.text import Text
 from torch import Tensor
 
 from denoiserl.core.errors import RunError
 from denoiserl.core.serialization import store
 from denoiserl.experiments.compare_report import note_lines
 from denoiserl.experiments.evaluate_policies import EvaluationResult, PoliciesToEvaluate
+from denoiserl.report.improvement import compares_improvement, improvement_sentences, improvement_table
+from denoiserl.report.sections import evaluation_tables
 from denoiserl.report.standings import print_standings
 from denoiserl.report.style import LIGHT
 from denoiserl.report.violins import violins
@@ -72,6 +77,30 @@ def require_free_folder(folder: Path) -> list[str]:
     return found
 
 
+def print_improvement(tables: Sequence[ComparisonTable]) -> None:
+    """Print what a run has changed: the table of all metrics, and a sentence about the main one."""
+    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+    head, rows = improvement_table(tables)
+    grid = Grid(box=None, header_style="dim", pad_edge=False)
+    for i, name in enumerate(head):
+        grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
+    for row in rows:
+        grid.add_row(*map(Text, row))
+    console.print(grid)
+    for sentence in improvement_sentences(tables[0]):
+        console.print(Text(sentence))
+
+
+def load_improvement(folder: Path, trials: int) -> list[ComparisonTable]:
+    """Return the tables of a run's last evaluation, if it compared before and after in so many trials; else none."""
+    file = folder / "eval" / RECORD
+    record = store.read_json(file) if file.is_file() else {}
+    if not isinstance(record, dict) or record.get("trials") != trials or not record.get("metrics"):
+        return []
+    tables = evaluation_tables(record)
+    return tables if compares_improvement(tables) else []
+
+
 def write(
     found: EvaluationResult,
     task: Task,
@@ -119,6 +148,7 @@ def write(
             m: {"what": found.words[m][0], "unit": found.words[m][1], "policies": saved[m]} for m in found.values
         },
         "standings": found.tables[main].as_dict() if found.tables else None,
+        "tables": {m: table.as_dict() for m, table in found.tables.items()},
         "stopped": found.stopped,
         "notes": {name: list(sentences) for name, sentences in found.notes.items()},
         "files": [PLOT, *pictures],

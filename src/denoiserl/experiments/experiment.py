@@ -109,12 +109,13 @@ def run_recipe(
 ) -> Iterator[dict]:
     """Yield the rows of a recipe on a task: those of its starting policy, then those of its improvement.
 
-    ``start``: the kind of starting policy (None: the recipe's, or the task's first). The final policy is kept as
-    ``last``, the one with the best held-out metric as ``best``.
+    ``start``: the kind of starting policy (None: the recipe's, or the task's first). The policy before improvement is
+    kept as ``start``, the final one as ``last``, the one with the best held-out metric as ``best``.
     """
     run = run or Run()
     resolve.check_fits_task(recipe, args, task, getattr(recipe, "__name__", "the method").rpartition(".")[2], start)
     policy = yield from task.start_policy(seed, run.stage("imitate"), start or resolve.start_kind(recipe, args))
+    run.save_start(policy)
     stage = run.stage("improve")
     yield from improve_with_eval(recipe.improve, resolve.signal_of(recipe), task, policy, args, seed, stage, eval_every)
     run.save_last(policy)

@@ -27,6 +27,7 @@ from denoiserl.report.html import (
     make_figure,
     render_page,
 )
+from denoiserl.report.improvement import compares_improvement, improvement_sentences, improvement_table
 from denoiserl.report.learning_curves import panels
 from denoiserl.report.metrics import Curve, Row, group_by_stage, groups, numeric, progress_key
 from denoiserl.report.provenance import Run, load_run, method_sections, reproduction_section
@@ -122,6 +123,10 @@ def eval_sections(folder: Path, limit: float = 30.0) -> list[Section]:
         *stopped,
         *section.pieces,
     ]
+    if compares_improvement(tables):
+        head, rows = improvement_table(tables)
+        pieces.append(Prose("\n\n".join(improvement_sentences(tables[0]))))
+        pieces.append(Table(head, rows, numbers=tuple(range(1, len(head)))))
     if tables[1:]:
         pieces.append(Fold("Other metrics", [interval_table(tables[1:])]))
     pieces += gallery(trial_files(folder, record), folder / "eval", limit)

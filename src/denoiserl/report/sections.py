@@ -27,7 +27,10 @@ def evaluation_tables(evaluation: Mapping[str, Any]) -> list[ComparisonTable]:
     compared = ComparisonTable.from_dict(evaluation["standings"]) if evaluation.get("standings") else None
     found = [compared] if compared else []
     for metric, each in evaluation["metrics"].items():
-        if compared is None or metric != compared.metric:
+        if metric in evaluation.get("tables", {}):
+            if compared is None or metric != compared.metric:
+                found.append(ComparisonTable.from_dict(evaluation["tables"][metric]))
+        elif compared is None or metric != compared.metric:
             intervals = {name: Interval(**saved) for name, saved in each["policies"].items()}
             found.append(intervals_table(metric, each.get("what", ""), each.get("unit", ""), intervals))
     return found

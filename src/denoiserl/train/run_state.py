@@ -37,7 +37,7 @@ from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_mess
 from denoiserl.core.serialization import store
 from denoiserl.core.settings import Count, Positive, check_value
 from denoiserl.train.process_state import interrupts, random_state, set_random_state
-from denoiserl.train.saved_state import RESERVED, digest_inputs, restore_objects, sort_objects
+from denoiserl.train.saved_state import RESERVED, digest_inputs, find_states, restore_objects, sort_objects
 
 RESTART = 25
 """iterations between restarts of objects without ``may_restart``"""
@@ -103,6 +103,8 @@ class Run:
         """returns the number of metric rows on disk; called at every save (the runner sets it, on the root)"""
         self.watch: Callable[[Position], None] | None = None
         """called after every iteration (the runner sets it, on the root)"""
+        self.cut: dict[str, tuple[int, int]] = {}
+        """{stage: (iterations made, iterations planned)} of the loops that a budget ended (kept on the root)"""
         self.free = 0.0
         """seconds of evaluations, which count for no loop (kept on the root)"""
         self._active: list[Position] = []
@@ -188,6 +190,8 @@ class Run:
                         raise Stopped(
                             f"Stopped: {saved}{of} iterations of {self.name or 'the run'} are saved.", caught[0]
                         )
+                if n is not None and at.iteration < n:
+                    self._root().cut[self.name or "the run"] = (at.iteration, n)
         finally:
             active[:] = [a for a in active if a is not at]
 
@@ -245,6 +249,11 @@ class Run:
         if self.folder is not None:
             policy.save(self.folder / "best")
         return True
+
+    def save_start(self, policy: Saves) -> None:
+        """Save ``policy`` as ``start``, from which improvement begins; a run that is already improved keeps its own."""
+        if self.folder is not None and not find_states(self.folder / "improve"):
+            policy.save(self.folder / "start")
 
     def save_last(self, policy: Saves) -> None:
         """Save ``policy`` as ``last``."""

@@ -10,7 +10,7 @@ from denoiserl.core.errors import RunError
 from denoiserl.core.serialization import store
 from denoiserl.train.inputs import digest
 
-RESERVED = ("state", "best", "last", "tb")
+RESERVED = ("state", "start", "best", "last", "tb")
 
 
 def find_states(folder: Path | str) -> list[Path]:
@@ -26,7 +26,7 @@ def count_durable_rows(folder: Path | str) -> int:
 
 
 def find_saved_policy(folder: Path | str, name: str = "best") -> Path:
-    """Return the path of the policy ``name`` ("best" or "last") of a run, else that of its newest stage."""
+    """Return the path of the policy ``name`` ("start", "best" or "last") of a run, else that of its newest stage."""
     folder = Path(folder)
     found = [p for p in (folder / name, *folder.rglob(name)) if p.is_dir()]
     if not found:
@@ -34,6 +34,11 @@ def find_saved_policy(folder: Path | str, name: str = "best") -> Path:
             f"{folder} holds no policy {name!r}: the run may have stopped before its first evaluation; resume it."
         )
     return found[0] if found[0] == folder / name else max(found, key=lambda p: p.stat().st_mtime)
+
+
+def has_policy(folder: Path | str, name: str) -> bool:
+    """Return whether a run or one of its stages has saved the policy ``name``."""
+    return any(p.is_dir() for p in (Path(folder) / name, *Path(folder).rglob(name)))
 
 
 def sort_objects(named: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
