@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -127,15 +127,13 @@ def evaluate_run(folder: Path, trials: int, progress: bool, repeated: bool = Fal
     if repeated and (tables := report.load_improvement(folder, trials)):
         report.print_improvement(tables)
         return
-    named = {BEFORE: "start", CONTROL: "control", AFTER: "best"}
-    loaded = {name: load_policy(str(folder), at, None) for name, at in named.items() if has_policy(folder, at)}
-    if AFTER not in loaded:
-        loaded[AFTER] = load_policy(str(folder), "last", None)
+    after = load_policy(str(folder), "best" if has_policy(folder, "best") else "last", None)
+    paths = {BEFORE: folder / "start", CONTROL: folder / "control" / "last", AFTER: after.path}
+    loaded = {name: replace(after, path=path) for name, path in paths.items() if path.is_dir()}
     task = loaded[AFTER].task()
     policies = {name: (policy.load(task), policy.place) for name, policy in loaded.items()}
     found = evaluate_policies(policies, task, 0, trials, progress=progress)
-    kept = "best" if loaded[AFTER].path.name == "best" else "last"
-    print(f"\nOn the same {trials} held-out trials (after: the {kept} policy):")
+    print(f"\nOn the same {trials} held-out trials (after: the {after.path.name} policy):")
     if tables := list(found.tables.values()):
         report.print_improvement(tables)
         for line in note_lines(found.notes):
@@ -143,9 +141,8 @@ def evaluate_run(folder: Path, trials: int, progress: bool, repeated: bool = Fal
     else:
         _print_intervals(found)
     sys.stdout.flush()
-    report.write(
-        found, task, policies, {name: str(policy.path) for name, policy in loaded.items()}, folder / "eval", False
-    )
+    written = {name: str(policy.path) for name, policy in loaded.items()}
+    report.write(found, task, policies, written, folder / "eval", media=False)
 
 
 def _print_intervals(found: Any, metrics: Sequence[str] = ()) -> None:

@@ -85,6 +85,7 @@ def run(argv: list[str]) -> None:
         start=chosen.run.start_kind,
         seed=chosen.run.seed,
         eval_every=chosen.run.eval_every,
+        control=chosen.run.control,
     )
     folder = machine.out or Path("runs") / f"{name}-{_problem_name(task, chosen.task_args)}-{chosen.run.seed}"
     _print_result(runner.run(experiment, args, folder, numbered=machine.out is None, **settings), machine, experiment)
@@ -163,6 +164,9 @@ def _print_result(result: dict[str, Any], args: ResumeOptions, program: ModuleTy
     if result["repeated"]:
         print(f"{folder} is finished: nothing is computed again. Give more iterations, another seed, or --out NEW.")
     numbers = {k: v for k, v in (result["last"] or {}).items() if isinstance(v, int | float) and k != "iteration"}
+    if numbers:
+        stage = (result["last"] or {}).get("stage")
+        print(f"Metrics of the last iteration{f' of {stage}' if stage else ''}:")
     for key, value in numbers.items():
         print(f"  {key:<28}{value:.6g}")
     spent = ", ".join(f"{v:.0f} {k}" for k, v in result["spent"].items() if v)

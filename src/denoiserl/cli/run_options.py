@@ -31,6 +31,8 @@ class ExperimentOptions(Settings):
     """kind of starting policy"""
     eval_every: Annotated[Count | None, help_hint("(default: a quarter of the iterations)")] = None
     """iterations between held-out evaluations"""
+    control: Literal["none", "imitation"] = "none"
+    """imitation: also spend the time of the improvement on more imitation of the start, for comparison"""
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,7 @@ def print_improvement(tables: Sequence[ComparisonTable]) -> None:
         grid.add_row(*map(Text, row))
     console.print(grid)
     for sentence in improvement_sentences(tables[0]):
-        console.print(Text(sentence))
+        console.print(Text(sentence), soft_wrap=True)
 
 
 def load_improvement(folder: Path, trials: int) -> list[ComparisonTable]:

@@ -5,12 +5,14 @@ It is a program of the runner (``Args`` and ``train``): ``denoiserl run dppo --t
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from denoiserl import tasks
+from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
 from denoiserl.core.serialization.args_json import flat, to_json
 from denoiserl.core.settings import Count, Seed, Settings, check_value
@@ -41,6 +43,8 @@ class Args(Settings):
     """random seed"""
     eval_every: Count | None = None
     """iterations between held-out evaluations (None: four evaluations, evenly)"""
+    control: Literal["none", "imitation"] = "none"
+    """imitation: also spend the time of the improvement on more imitation of the start, for comparison"""
 
 
 def method_of(args: Args) -> tuple[Any, Any]:
@@ -70,14 +74,20 @@ def run_description(args: Args) -> dict[str, Any]:
     given = getattr(recipe, "DEFAULT_TASK_ARGS", {}) if args.task == usual else {}
     known = {f.name: f.default for f in fields(own) if f.default is not MISSING}
     known |= {f.name: f.default_factory() for f in fields(own) if f.default_factory is not MISSING}
-    rest = {"task": args.task, "start_kind": args.start, "seed": args.seed, "eval_every": args.eval_every}
+    rest = {
+        "task": args.task,
+        "start_kind": args.start,
+        "seed": args.seed,
+        "eval_every": args.eval_every,
+        "control": args.control,
+    }
     return {
         "name": Path(args.recipe).name.removesuffix(".py").rpartition(".")[2],
         "run": args.recipe,
         "doc": recipe.__doc__ or "",
         "options": flat({**args.args, "task.": args.task_args}) | rest,
         "defaults": flat({**to_json(recipe.Args()), "task.": to_json({**known, **given})})
-        | {"task": usual, "start_kind": None, "seed": 0, "eval_every": None},
+        | {"task": usual, "start_kind": None, "seed": 0, "eval_every": None, "control": "none"},
     }
 
 
@@ -95,7 +105,7 @@ def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     """Make the task's starting policy, let the recipe improve it, and keep the best and the last policy."""
     recipe, settings = method_of(args)
     task = tasks.make(args.task, args.task_args)
-    yield from run_recipe(recipe, task, settings, args.seed, run, args.start, args.eval_every)
+    yield from run_recipe(recipe, task, settings, args.seed, run, args.start, args.eval_every, args.control)
 
 
 def run_recipe(
@@ -106,6 +116,7 @@ def run_recipe(
     run: Run | None = None,
     start: str | None = None,
     eval_every: int | None = None,
+    control: str = "none",
 ) -> Iterator[dict]:
     """Yield the rows of a recipe on a task: those of its starting policy, then those of its improvement.
 
@@ -114,11 +125,29 @@ def run_recipe(
     """
     run = run or Run()
     resolve.check_fits_task(recipe, args, task, getattr(recipe, "__name__", "the method").rpartition(".")[2], start)
+    if control == "imitation" and task.continue_imitation is None:
+        raise RunError(
+            f"control = imitation imitates for longer, and the start of task {task.name!r} imitates nothing (it is a "
+            "given policy, or there are no demonstrations): leave control out"
+        )
     policy = yield from task.start_policy(seed, run.stage("imitate"), start or resolve.start_kind(recipe, args))
     run.save_start(policy)
+    begin = copy.deepcopy(policy) if control == "imitation" else None
     stage = run.stage("improve")
     yield from improve_with_eval(recipe.improve, resolve.signal_of(recipe), task, policy, args, seed, stage, eval_every)
     run.save_last(policy)
+    if begin is not None:
+        yield from imitate_as_long(task, begin, seed, run)
+
+
+def imitate_as_long(task: Task, policy: Policy, seed: int, run: Run) -> Iterator[dict]:
+    """Yield the rows of the control: more imitation of a start, for as long as its improvement took."""
+    assert task.continue_imitation is not None
+    first, improvement = run.stage("imitate").usage(), run.stage("improve").usage()
+    updates = max(1, round(first["updates"] * improvement["seconds"] / max(first["seconds"], 1e-9)))
+    stage = run.stage("control")
+    yield from task.continue_imitation(policy, seed, updates, stage, 1)
+    stage.save_last(policy)
 
 
 def improve(

@@ -59,8 +59,8 @@ def _change(table: ComparisonTable, other: str, labels: tuple[str, str, str]) ->
     if c.separated:
         better = more == (table.better == "higher")
         return f"{labels[0] if better else labels[1]}: {text}"
-    if c.difference.low == c.difference.high == 0:
-        return f"{labels[2]}: {what} is the same in each of the {c.difference.n} trials."
+    if c.difference.mean == 0:
+        text = f"{what}, no difference ({share} interval {low} to {high})."
     if not math.isfinite(c.min_detectable_effect) or (table.unit == "%" and c.min_detectable_effect >= 1):
         return f"{labels[2]}: {text} These {c.difference.n} trials can hardly detect any difference."
     scale = 100 if table.unit == "%" else 1
