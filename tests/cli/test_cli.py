@@ -267,9 +267,9 @@ def test_a_recipe_of_ones_own_runs_is_repeated_and_refuses_other_settings(capsys
     for again in (argv, ("run", "runs/fake-0"), ("run", "fake-0", "--no-progress")):
         code, out, _ = said(capsys, *again)
         assert code == 0 and "runs/fake-0: 4 rows" in out and Path("runs/fake-0/metrics.jsonl").read_bytes() == before
-    code, line = refusal(capsys, *argv[:3], "6", *argv[4:])
+    code, line = refusal(capsys, *argv[:3], "6", *argv[4:], "--out", "runs/fake-0")
     assert code == 1 and "args.iterations: 4 there, 6 here" in line
-    code, line = refusal(capsys, *argv, "--threads", "2")
+    code, line = refusal(capsys, *argv, "--threads", "2", "--out", "runs/fake-0")
     assert code == 1 and "threads: 1 there, 2 here" in line
     assert said(capsys, *argv, "--out", "elsewhere")[0] == 0 and len(rows("elsewhere")) == 4
 
@@ -280,7 +280,7 @@ def test_a_run_ends_with_what_its_best_policy_does_in_held_out_trials(capsys, re
     out = said(capsys, *run)[1]
     hits = scipy.stats.binomtest(25, 100).proportion_ci()  # wider than a posterior, and about it
     said_low, said_high = (float(v) / 100 for v in out.split("[")[1].split("]")[0].replace("%", "").split(","))
-    assert "In 100 held-out trials" in out and "25.0%" in out
+    assert "In 100 held-out trials of the best policy" in out and "25.0%" in out
     assert abs(said_low - hits.low) < 0.02 and abs(said_high - hits.high) < 0.02
     assert "held-out" not in said(capsys, *run, "--eval-trials", "0")[1]
     assert refusal(capsys, *run, "--eval-trials", "-1")[0] == 2
@@ -313,12 +313,13 @@ def test_what_a_recipe_wants_done_after_a_run_is_done(capsys, recipe):
 def test_a_traceback_is_shown_to_those_who_ask(capsys, recipe, monkeypatch):
     Path("runs/fake-0").mkdir(parents=True)
     Path("runs/fake-0/foreign").touch()
-    assert "no run.json" in refusal(capsys, "run", "fake.py", "--no-progress")[1]
+    argv = ["run", "fake.py", "--no-progress", "--out", "runs/fake-0"]
+    assert "no run.json" in refusal(capsys, *argv)[1]
     with pytest.raises(RunError):
-        main(["run", "fake.py", "--no-progress", "--debug"])
+        main([*argv, "--debug"])
     monkeypatch.setenv("DENOISERL_DEBUG", "1")
     with pytest.raises(RunError):
-        main(["run", "fake.py", "--no-progress"])
+        main(argv)
 
 
 # What came out of a run

@@ -219,10 +219,17 @@ def test_a_run_that_failed_before_its_first_row_does_not_keep_its_folder(tmp_pat
         run(recipe, recipe.Args(lr=0.1), tmp_path / "r", save_every=5)
 
 
+def interrupt(folder: Path) -> None:
+    """Let the record say that the run has not finished."""
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"finished": None}))
+
+
 def test_a_damaged_run_is_refused_and_nothing_is_cut(tmp_path, recipe):
     go(recipe, tmp_path / "r")
     rows = (tmp_path / "r" / "metrics.jsonl").read_text().splitlines(keepends=True)
     (tmp_path / "r" / "metrics.jsonl").write_text("".join(rows[:20]))
+    interrupt(tmp_path / "r")
     with pytest.raises(RunError, match=r"metrics\.jsonl has 20 rows, the saved state has 37"):
         go(recipe, tmp_path / "r")
     state = tmp_path / "r" / "improve" / "state" / store.TENSORS

@@ -74,7 +74,7 @@ def test_the_command_gives_the_options_back(name: str, tmp_path: Path, monkeypat
         assert line[:3] == ["denoiserl", "run", name]
         assert main(line[1:]) == 0
         given, folder, settings = started.pop()
-        assert to_json(given) == to_json(made) and folder == Path(f"runs/{i}")
+        assert to_json(given) == to_json(made) and folder == Path(f"runs/{i}") and not settings.pop("numbered")
         wanted = {name: record[name] for name in ("device", "precision", "threads", "save_every", "env_restart_every")}
         assert settings == wanted | {"budget": record["budget"], "progress": True}
 
@@ -82,16 +82,18 @@ def test_the_command_gives_the_options_back(name: str, tmp_path: Path, monkeypat
 def test_defaults_are_not_said_and_the_usual_folder_is_not_named(tmp_path: Path) -> None:
     made = experiment.Args("mdlm", {}, "sudoku", seed=3)
     record = {"args": to_json(made), "seed": 3, "device": "cpu", "precision": "float32", "threads": 1}
-    place = run(tmp_path / "mdlm-3", program=experiment.__name__, about=experiment.run_description(made), **record)
+    place = run(
+        tmp_path / "mdlm-sudoku-3-2", program=experiment.__name__, about=experiment.run_description(made), **record
+    )
     assert command(load_run(place)) == "denoiserl run mdlm --seed 3"
 
 
 def test_another_task_is_named(tmp_path: Path) -> None:
     made = experiment.Args("td3_bc", {}, "offline", {"data": "ring"}, seed=0)
-    place = run(tmp_path / "td3_bc-0", about=experiment.run_description(made), seed=0)
+    place = run(tmp_path / "td3_bc-offline-0", about=experiment.run_description(made), seed=0)
     assert command(load_run(place)) == "denoiserl run td3_bc --task.data ring"
     made = experiment.Args("dppo", {}, "offline", {}, seed=0)
-    place = run(tmp_path / "dppo-0", about=experiment.run_description(made), seed=0)
+    place = run(tmp_path / "dppo-offline-0", about=experiment.run_description(made), seed=0)
     assert command(load_run(place)) == "denoiserl run dppo --task offline"
 
 

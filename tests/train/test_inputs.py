@@ -103,7 +103,8 @@ def test_a_run_does_not_go_on_with_other_contents_under_the_same_name(tmp_path: 
     first = go(toy, tmp_path / "run", **words)
     told = json.loads((tmp_path / "run" / "run.json").read_text())["given"]
     assert set(told) == {"base.data", "base.env", "base.start"}
-    assert go(toy, tmp_path / "run", **words) == first == rerun(tmp_path / "run", progress=False, tensorboard=False)
+    again = first | {"repeated": True}
+    assert go(toy, tmp_path / "run", **words) == again == rerun(tmp_path / "run", progress=False, tensorboard=False)
     CHANGES[change](tmp_path)
     gone = change.endswith("gone")
     said = r"files that base\.data of .* do not exist here" if gone else f"other contents of base.{change}"
@@ -123,7 +124,7 @@ def test_a_run_says_where_to_go_on_if_its_names_are_of_another_folder(tmp_path: 
     ):
         rerun(tmp_path / "run", progress=False, tensorboard=False)
     monkeypatch.chdir(tmp_path)
-    assert rerun(tmp_path / "run", progress=False, tensorboard=False) == first
+    assert rerun(tmp_path / "run", progress=False, tensorboard=False) == first | {"repeated": True}
 
 
 def test_only_what_is_named_has_a_fingerprint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

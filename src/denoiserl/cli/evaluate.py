@@ -106,7 +106,7 @@ def evaluate(argv: list[str]) -> None:
     elif len(policies) > 1:
         report.print_tables(found, args.metrics)
     else:
-        _print_intervals(found, args.metrics)
+        _print_record(report.make_record(found), args.metrics)
     sys.stdout.flush()  # numbers first: a full disk or a missing plot library does not lose them
     report.write(found, task, policies, paths, out, args.media)
     if not args.json:
@@ -119,13 +119,14 @@ def evaluate_run(folder: Path, trials: int, progress: bool, repeated: bool = Fal
     A ``repeated`` run prints the table that it has written before.
     """
     from denoiserl.experiments import evaluation_report as report
-    from denoiserl.experiments.compare_report import note_lines
     from denoiserl.experiments.evaluate_policies import evaluate_policies
     from denoiserl.report.improvement import AFTER, BEFORE, CONTROL
+    from denoiserl.report.sections import VERDICT
     from denoiserl.train.saved_state import has_policy
 
-    if repeated and (tables := report.load_improvement(folder, trials)):
-        report.print_improvement(tables)
+    record = report.load_record(folder / VERDICT, trials) if repeated else None
+    if record is not None and (AFTER in record["policies"]):
+        _print_record(record)
         return
     after = load_policy(str(folder), "best" if has_policy(folder, "best") else "last", None)
     paths = {BEFORE: folder / "start", CONTROL: folder / "control" / "last", AFTER: after.path}
@@ -133,31 +134,40 @@ def evaluate_run(folder: Path, trials: int, progress: bool, repeated: bool = Fal
     task = loaded[AFTER].task()
     policies = {name: (policy.load(task), policy.place) for name, policy in loaded.items()}
     found = evaluate_policies(policies, task, 0, trials, progress=progress)
-    print(f"\nOn the same {trials} held-out trials (after: the {after.path.name} policy):")
-    if tables := list(found.tables.values()):
-        report.print_improvement(tables)
-        for line in note_lines(found.notes):
-            print(line)
+    if len(policies) > 1:
+        print(f"\nBefore and after on the same {trials} held-out trials (after: the {after.path.name} policy):")
     else:
-        _print_intervals(found)
+        print(f"\nIn {trials} held-out trials of the {after.path.name} policy:")
+    _print_record(report.make_record(found))
     sys.stdout.flush()
     written = {name: str(policy.path) for name, policy in loaded.items()}
-    report.write(found, task, policies, written, folder / "eval", media=False)
+    report.write(found, task, policies, written, folder / VERDICT, media=False)
 
 
-def _print_intervals(found: Any, metrics: Sequence[str] = ()) -> None:
-    """Print the table of one policy, and the notes on its numbers."""
-    from denoiserl.experiments import evaluation_report as report
+def _print_record(record: dict[str, Any], metrics: Sequence[str] = ()) -> None:
+    """Print the numbers of one policy, or a run's policies before and after improvement, and the notes on them."""
     from denoiserl.experiments.compare_report import note_lines
+    from denoiserl.report.improvement import compares_improvement, improvement_sentences, improvement_table
+    from denoiserl.report.sections import evaluation_tables
+    from denoiserl.stats import Interval
 
-    each, rows = report.intervals(found), []
-    for name in (m for m in metrics or each if m in each):
-        one, rate = each[name]
-        mean, _, ends = format(one, ".1%" if rate else "").rpartition(" (")[0].partition(" ")
-        what = found.words[name][0]
-        rows.append((name, "" if what == name else what, mean, ends, str(one.n)))
-    print_table(("metric", "", "mean", "95 % interval", "n"), rows, right=2)
-    for line in note_lines(found.notes):
+    tables = evaluation_tables(record)
+    if compares_improvement(tables):
+        head, cells = improvement_table(tables)
+        print_table(tuple(head), [tuple(row) for row in cells], right=1)
+        print("\n" + "\n".join(improvement_sentences(tables[0])))
+    else:
+        rows = []
+        for name in metrics or record["metrics"]:
+            what, unit = record["metrics"][name]["what"], record["metrics"][name]["unit"]
+            (saved,) = record["metrics"][name]["policies"].values()
+            if saved is None:  # too few trials have this metric
+                continue
+            one = Interval(**saved)
+            mean, _, ends = format(one, ".1%" if unit == "%" else "").rpartition(" (")[0].partition(" ")
+            rows.append((name, "" if what == name else what, mean, ends, str(one.n)))
+        print_table(("metric", "", "mean", "95 % interval", "n"), rows, right=2)
+    for line in note_lines(record["notes"]):
         print(f"\n{line}")
 
 

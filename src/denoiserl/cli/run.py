@@ -5,7 +5,6 @@ What needs torch is imported where it is used: help and usage errors come at onc
 
 from __future__ import annotations
 
-import re
 import shlex
 from pathlib import Path
 from types import ModuleType
@@ -87,7 +86,7 @@ def run(argv: list[str]) -> None:
         eval_every=chosen.run.eval_every,
         control=chosen.run.control,
     )
-    folder = machine.out or Path("runs") / f"{name}-{_problem_name(task, chosen.task_args)}-{chosen.run.seed}"
+    folder = machine.out or Path("runs") / experiment.default_folder(args)
     _print_result(runner.run(experiment, args, folder, numbered=machine.out is None, **settings), machine, experiment)
 
 
@@ -106,15 +105,6 @@ def find_recipe(word: str) -> ModuleType:
         raise Misuse(f"The recipe's file {word} does not exist: check the path.")
     add_to_import_path(Path(word).resolve().parent if word.endswith(".py") else Path.cwd())
     return load_module(word)
-
-
-def _problem_name(task: str, args: Any) -> str:
-    """Return a name of a task for a folder: that of its environment, of a user's file, or of the task itself."""
-    env = getattr(args, "env", None)
-    word = env if isinstance(env, str) and env not in ("", "none") else task
-    place, _, own = word.rpartition(":")
-    word = Path(place).stem if place.endswith(".py") else own
-    return re.sub(r"[^A-Za-z0-9_.-]+", "-", word).strip("-.") or "task"
 
 
 def _title(module: ModuleType) -> str:

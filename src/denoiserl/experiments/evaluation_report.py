@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table as Grid
-from rich.text import Text
 from torch import Tensor
 
 from denoiserl.core.errors import RunError
 from denoiserl.core.serialization import store
 from denoiserl.experiments.compare_report import note_lines
 from denoiserl.experiments.evaluate_policies import EvaluationResult, PoliciesToEvaluate
-from denoiserl.report.improvement import compares_improvement, improvement_sentences, improvement_table
-from denoiserl.report.sections import evaluation_tables
 from denoiserl.report.standings import print_standings
 from denoiserl.report.style import LIGHT
 from denoiserl.report.violins import violins
@@ -77,28 +72,29 @@ def require_free_folder(folder: Path) -> list[str]:
     return found
 
 
-def print_improvement(tables: Sequence[ComparisonTable]) -> None:
-    """Print what a run has changed: the table of all metrics, and a sentence about the main one."""
-    console = Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-    head, rows = improvement_table(tables)
-    grid = Grid(box=None, header_style="dim", pad_edge=False)
-    for i, name in enumerate(head):
-        grid.add_column(name, justify="left" if i == 0 else "right", no_wrap=i > 0)
-    for row in rows:
-        grid.add_row(*map(Text, row))
-    console.print(grid)
-    for sentence in improvement_sentences(tables[0]):
-        console.print(Text(sentence), soft_wrap=True)
+def load_record(folder: Path, trials: int) -> dict[str, Any] | None:
+    """Return the record of a run's last evaluation, if it had so many trials; else None."""
+    file = folder / RECORD
+    record = store.read_json(file) if file.is_file() else None
+    return record if isinstance(record, dict) and record.get("trials") == trials else None
 
 
-def load_improvement(folder: Path, trials: int) -> list[ComparisonTable]:
-    """Return the tables of a run's last evaluation, if it compared before and after in so many trials; else none."""
-    file = folder / "eval" / RECORD
-    record = store.read_json(file) if file.is_file() else {}
-    if not isinstance(record, dict) or record.get("trials") != trials or not record.get("metrics"):
-        return []
-    tables = evaluation_tables(record)
-    return tables if compares_improvement(tables) else []
+def make_record(found: EvaluationResult) -> dict[str, Any]:
+    """Return the numbers of an evaluation for ``eval.json``."""
+    each = {m: {k: _interval(v) for k, v in values.items()} for m, values in found.values.items()}
+    saved = {m: {k: None if i is None else i.as_dict() for k, i in of.items()} for m, of in each.items()}
+    return {
+        "task": found.task,
+        "seed": found.seed,
+        "trials": found.trials,
+        "metrics": {
+            m: {"what": found.words[m][0], "unit": found.words[m][1], "policies": saved[m]} for m in found.values
+        },
+        "standings": next(iter(found.tables.values())).as_dict() if found.tables else None,
+        "tables": {m: table.as_dict() for m, table in found.tables.items()},
+        "stopped": found.stopped,
+        "notes": {name: list(sentences) for name, sentences in found.notes.items()},
+    }
 
 
 def write(
@@ -137,20 +133,8 @@ def write(
             for file, data in drawn.items():
                 kept = file if len(policies) == 1 else f"{name} {file}"
                 pictures[kept] = data if isinstance(data, bytes) else data.encode()
-    each = {m: {k: _interval(v) for k, v in values.items()} for m, values in found.values.items()}
-    saved = {m: {k: None if i is None else i.as_dict() for k, i in of.items()} for m, of in each.items()}
-    record = {
-        "task": found.task,
-        "seed": found.seed,
-        "trials": found.trials,
+    record = make_record(found) | {
         "policies": {k: {"fingerprint": found.prints[k], "path": paths[k]} for k in policies},
-        "metrics": {
-            m: {"what": found.words[m][0], "unit": found.words[m][1], "policies": saved[m]} for m in found.values
-        },
-        "standings": found.tables[main].as_dict() if found.tables else None,
-        "tables": {m: table.as_dict() for m, table in found.tables.items()},
-        "stopped": found.stopped,
-        "notes": {name: list(sentences) for name, sentences in found.notes.items()},
         "files": [PLOT, *pictures],
     }
     store.write_json(

@@ -6,8 +6,9 @@ It is a program of the runner (``Args`` and ``train``): ``denoiserl run dppo --t
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +65,20 @@ def inputs(args: Args) -> dict[str, Any]:
     return {**recipe, **task, "args": args.args, "task_args": args.task_args}
 
 
+def default_folder(args: Args) -> str:
+    """Return the usual name of a run's folder: METHOD-TASK-SEED.
+
+    The task has the name of its environment, of a user's file, or its own.
+    """
+    method = Path(args.recipe).name.removesuffix(".py").rpartition(".")[2]
+    env = args.task_args.get("env")
+    word = env if isinstance(env, str) and env not in ("", "none") else args.task
+    place, _, own = word.rpartition(":")
+    word = Path(place).stem if place.endswith(".py") else own
+    task = re.sub(r"[^A-Za-z0-9_.-]+", "-", word).strip("-.") or "task"
+    return f"{method}-{task}-{args.seed}"
+
+
 def run_description(args: Args) -> dict[str, Any]:
     """Return a run's description for its record: name, docstring, options, and defaults of the options.
 
@@ -81,8 +96,10 @@ def run_description(args: Args) -> dict[str, Any]:
         "eval_every": args.eval_every,
         "control": args.control,
     }
+    named = {**known, **given, **args.task_args}
     return {
         "name": Path(args.recipe).name.removesuffix(".py").rpartition(".")[2],
+        "folder": default_folder(replace(args, task_args=named)),
         "run": args.recipe,
         "doc": recipe.__doc__ or "",
         "options": flat({**args.args, "task.": args.task_args}) | rest,

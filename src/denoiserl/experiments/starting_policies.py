@@ -38,7 +38,9 @@ class Args:
 def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     """Make the starting policy and keep it as ``last``."""
     run = run or Run()
-    run.save_last((yield from tasks.make(args.task, args.base).start_policy(args.seed, run.stage("start"), args.kind)))
+    run.save_last(
+        (yield from tasks.make(args.task, args.base).start_policy(args.seed, run.stage("imitate"), args.kind))
+    )
 
 
 def cache() -> Path:

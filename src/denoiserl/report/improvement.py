@@ -1,9 +1,10 @@
-"""What a run has changed: its policies before and after on the same trials, as one table and one sentence."""
+"""The improvement of a run: its policies before and after on the same trials, as a table and sentences."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 from denoiserl.report.formatting import decimals, number, values
 from denoiserl.stats.interval import Interval
@@ -16,6 +17,13 @@ BEFORE, CONTROL, AFTER = "before", "more imitation", "after"
 def compares_improvement(tables: Sequence[ComparisonTable]) -> bool:
     """Return whether the tables compare a run's policy after improvement with the one before."""
     return bool(tables) and {BEFORE, AFTER} <= {row.name for row in tables[0].rows} and bool(tables[0].contrasts)
+
+
+def only_after(table: ComparisonTable) -> ComparisonTable:
+    """Return the table with the policy after improvement alone, if it compares that with others; else the table."""
+    if not compares_improvement([table]):
+        return table
+    return replace(table, rows=(table.row(AFTER),), contrasts=())
 
 
 def improvement_table(tables: Sequence[ComparisonTable]) -> tuple[list[str], list[list[str]]]:

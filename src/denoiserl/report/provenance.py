@@ -155,7 +155,8 @@ def command(run: Run) -> str:
     if run.record.get("budget"):
         parts += ["--budget", *(f"{k.replace(' ', '-')}={v:g}" for k, v in run.record["budget"].items())]
     usual = "demo" if parts[1] == "demo" else run.method if run.seed is None else f"{run.method}-{run.seed}"
-    if run.name != usual:
+    usual = str(run.about.get("folder", usual))
+    if not re.fullmatch(rf"{re.escape(usual)}(-\d+)?", run.name):  # a number follows where the name was taken
         parts += ["--out", f"runs/{run.name}"]
     return shlex.join(parts)
 

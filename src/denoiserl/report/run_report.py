@@ -31,7 +31,7 @@ from denoiserl.report.improvement import compares_improvement, improvement_sente
 from denoiserl.report.learning_curves import panels
 from denoiserl.report.metrics import Curve, Row, group_by_stage, groups, numeric, progress_key
 from denoiserl.report.provenance import Run, load_run, method_sections, reproduction_section
-from denoiserl.report.sections import evaluation_tables, gallery, held_out, media_sections, trial_files
+from denoiserl.report.sections import VERDICT, evaluation_tables, gallery, held_out, media_sections, trial_files
 from denoiserl.report.standings import standings_section
 from denoiserl.stats.comparison import Comparison
 from denoiserl.stats.standing import ComparisonTable
@@ -97,14 +97,15 @@ def cost(run: Run) -> list[Piece]:
 
 
 def result_sections(run: Run, limit: float = 30.0) -> list[Section]:
-    """Return the results: held-out trials (``eval/``) and ``summary.json``, or else the last metrics."""
-    found = [*eval_sections(run.folder, limit), *_summary(run.folder)]
+    """Return the results: held-out trials (``verdict/``, ``eval/``) and ``summary.json``, or else the last metrics."""
+    of_run = eval_sections(run.folder / VERDICT / "eval.json", "Result", limit)
+    later = eval_sections(run.folder / "eval" / "eval.json", "Evaluation" if of_run else "Result", limit)
+    found = [*of_run, *later, *_summary(run.folder)]
     return found or _last(run)
 
 
-def eval_sections(folder: Path, limit: float = 30.0) -> list[Section]:
-    """Return the results of ``eval/eval.json``: the main metric as a plot, the others as a table, and trial media."""
-    file = folder / "eval" / "eval.json"
+def eval_sections(file: Path, title: str = "Result", limit: float = 30.0) -> list[Section]:
+    """Return the results of an ``eval.json``: the main metric as a plot, the others as a table, and trial media."""
     if not file.exists():
         return []
     record = store.read_json(file)
@@ -112,7 +113,7 @@ def eval_sections(folder: Path, limit: float = 30.0) -> list[Section]:
         raise RunError(f"{file} holds no metrics: evaluate the run again.")
     tables = evaluation_tables(record)
     main = tables[0]
-    section = standings_section(main, "Result")
+    section = standings_section(main, title)
     stopped = [Prose(str(record["stopped"]))] if record.get("stopped") else []
     names = ", ".join(f"`{name}`" for name in record.get("policies", {}))
     pieces: list[Piece] = [
@@ -124,12 +125,16 @@ def eval_sections(folder: Path, limit: float = 30.0) -> list[Section]:
         *section.pieces,
     ]
     if compares_improvement(tables):
-        head, rows = improvement_table(tables)
-        pieces.append(Prose("\n\n".join(improvement_sentences(tables[0]))))
-        pieces.append(Table(head, rows, numbers=tuple(range(1, len(head)))))
-    if tables[1:]:
+        head, cells = improvement_table(tables)
+        pieces = [
+            pieces[0],
+            Prose("\n\n".join(improvement_sentences(main))),
+            Table(head, cells, numbers=tuple(range(1, len(head)))),
+            section.pieces[0],
+        ]
+    elif tables[1:]:
         pieces.append(Fold("Other metrics", [interval_table(tables[1:])]))
-    pieces += gallery(trial_files(folder, record), folder / "eval", limit)
+    pieces += gallery(trial_files(file.parent, record), file.parent, limit)
     prints = [(name, str(each.get("fingerprint", "–"))) for name, each in record.get("policies", {}).items()]
     if prints:
         pieces.append(Fold("Fingerprints of the policies", [Table(("policy", "fingerprint of its weights"), prints)]))

@@ -11,10 +11,18 @@ from denoiserl.core.errors import RunError
 from denoiserl.core.serialization import store
 from denoiserl.report.formatting import count, duration
 from denoiserl.report.html import Fold, Note, Piece, Prose, Section, Settings, Table, make_figure, render_page
+from denoiserl.report.improvement import only_after
 from denoiserl.report.learning_curves import panels
 from denoiserl.report.metrics import AXES, Curve, Row, curve, group_by_stage, join_curves, numeric, progress_key
 from denoiserl.report.provenance import Run, method_sections, reproduction_section
-from denoiserl.report.sections import evaluation_tables, gallery, held_out, media_sections, trial_files
+from denoiserl.report.sections import (
+    evaluation_files,
+    evaluation_tables,
+    gallery,
+    held_out,
+    media_sections,
+    trial_files,
+)
 from denoiserl.report.standings import standings_section
 from denoiserl.stats.interval import t_interval
 from denoiserl.stats.standing import ComparisonRow, ComparisonTable
@@ -98,12 +106,12 @@ def results(arms: Mapping[str, list[Run]]) -> list[Section]:
     missing: list[str] = []
     for arm, each in arms.items():
         for run in each:
-            file = run.folder / "eval" / "eval.json"
-            if not file.exists():
+            file = next((f for f in evaluation_files(run.folder) if f.exists()), None)
+            if file is None:
                 missing.append(run.name)
                 continue
             record = store.read_json(file)
-            main = evaluation_tables(record)[0]
+            main = only_after(evaluation_tables(record)[0])
             found.setdefault((str(record["task"]), main.metric), {}).setdefault(arm, []).append(
                 _renamed(main, run.name)
             )
@@ -247,14 +255,10 @@ def pictures(runs: Sequence[Run], limit: float) -> list[Section]:
     """Return a section with the pictures of every run, all together within ``limit`` MB."""
     pieces: list[Piece] = []
     for run in runs:
-        found = [
-            p for section in media_sections(run.folder, ("media", "samples"), limit / len(runs)) for p in section.pieces
-        ]
-        file = run.folder / "eval" / "eval.json"
-        if file.exists():
-            found = (
-                gallery(trial_files(run.folder, store.read_json(file)), run.folder / "eval", limit / len(runs)) + found
-            )
+        share, place = limit / len(runs), run.folder / "eval"
+        found = [p for section in media_sections(run.folder, ("media", "samples"), share) for p in section.pieces]
+        if (place / "eval.json").exists():
+            found = gallery(trial_files(place, store.read_json(place / "eval.json")), place, share) + found
         if found:
             pieces.append(Fold(run.name, found))
     return [Section("Pictures", pieces)] if pieces else []

@@ -14,12 +14,19 @@ from denoiserl.stats.standing import ComparisonRow, ComparisonTable
 
 PLOT = "plot.png"
 """the evaluation's plot of its main metric"""
+VERDICT = "verdict"
+"""the folder of a run with the trials before and after its improvement"""
 PICTURES = (".png", ".gif", ".jpg", ".svg", ".mp4")
 
 
-def trial_files(folder: Path, evaluation: Mapping[str, Any]) -> list[Path]:
+def evaluation_files(folder: Path) -> list[Path]:
+    """Return the records of a run's evaluations: that of ``denoiserl eval``, and that of the run's own end."""
+    return [folder / place / "eval.json" for place in ("eval", VERDICT)]
+
+
+def trial_files(place: Path, evaluation: Mapping[str, Any]) -> list[Path]:
     """Return an evaluation's pictures, videos and texts, except ``PLOT``, which a page draws in both themes."""
-    return [folder / "eval" / name for name in evaluation.get("files", []) if name != PLOT]
+    return [place / name for name in evaluation.get("files", []) if name != PLOT]
 
 
 def evaluation_tables(evaluation: Mapping[str, Any]) -> list[ComparisonTable]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 WHOLE, PIECES = 1 << 28, 16
 """bytes up to which content is read whole; of larger content, this many pieces of every file or tensor are read"""
-MADE = ("metrics.jsonl", "clock.jsonl", "run.json", "tb", "eval", "__pycache__")
+MADE = ("metrics.jsonl", "clock.jsonl", "run.json", "tb", "eval", "verdict", "__pycache__")
 """files and folders that change while a run uses a folder"""
 
 
