@@ -44,7 +44,9 @@ VERBS = {
         "denoiserl eval runs/a runs/b",
     ),
     "sample": Verb(
-        "sample.sample", "generate with a run's policy, save, look", "denoiserl sample runs/dppo-1 --num-samples 4"
+        "sample.sample",
+        "generate with a run's policy, save, look",
+        "denoiserl sample runs/dppo-pusht-0 --num-samples 4",
     ),
     "collect": Verb(
         "collect.collect",
@@ -59,7 +61,7 @@ VERBS = {
     "adapt": Verb(
         "adapt.adapt",
         "adapt a policy that was trained without rewards to a reward",
-        "denoiserl adapt runs/breeze-0 --reward my_file.py:reward --out policies/mine",
+        "denoiserl adapt runs/breeze-Hopper-v5-0 --reward my_file.py:reward --out policies/mine",
     ),
     "compare": Verb(
         "compare.compare",
@@ -68,9 +70,11 @@ VERBS = {
     ),
     "claim": Verb("claim.claim", "try the claims of papers again, and record the verdicts", "denoiserl claim --list"),
     "doctor": Verb(
-        "doctor.doctor", "check a policy and its signal for problems before training", "denoiserl doctor runs/dppo-1"
+        "doctor.doctor",
+        "check a policy and its signal for problems before training",
+        "denoiserl doctor runs/dppo-pusht-0",
     ),
-    "report": Verb("report.report", "write runs as one self-contained HTML page", "denoiserl report runs/dppo-1"),
+    "report": Verb("report.report", "write runs as one self-contained HTML page", "denoiserl report runs/dppo-pusht-0"),
     "demo": Verb("run.demo", "improve a robot, an image generator and a language model", "denoiserl demo"),
 }
 

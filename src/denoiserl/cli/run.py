@@ -38,7 +38,7 @@ folder of a run:
   denoiserl run dppo --env my_file.py:make_env --data my_demonstrations
   denoiserl run flow_grpo --task my_file.py:make_task   a task of your own
   denoiserl run my_recipe.py --task env --out runs/mine
-  denoiserl run runs/dppo-1          goes on with that run, or repeats its result
+  denoiserl run runs/dppo-pusht-0    goes on with that run, or repeats its result
   denoiserl run dppo --help          shows the options of a recipe, with types and defaults
 Options of the task need no prefix. To go on with an interrupted run, repeat its command."""
 

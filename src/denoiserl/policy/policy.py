@@ -34,7 +34,7 @@ from denoiserl.processes.tokens import check_rows
 class Policy:
     """A process, a denoiser's weights, and the steps of chains. Recipes improve it.
 
-        policy = Policy.load("runs/dppo-0/improve/best")
+        policy = Policy.load("runs/dppo-pusht-0/improve/best")
         action = policy.act(obs, rng)[0]                     # of one observation [o] as an environment gives it
         samples = policy.generate(cond, rng)                 # of conditions [B, ...], in data units
         for row in dppo.improve(policy, env, dppo.Args(), rng): ...
