@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from denoiserl.report.improvement import compares_improvement, improvement_sentences, improvement_table, only_after
+from denoiserl.report.sections import evaluation_tables
 from denoiserl.stats import standings
 
 
@@ -59,3 +60,12 @@ def test_more_imitation_that_did_better_is_said() -> None:
 def test_other_comparisons_are_no_improvement() -> None:
     table = standings({"a": rates(10), "b": rates(40)}, "success", "success", "%")
     assert not compares_improvement([table]) and not compares_improvement([]) and only_after(table) is table
+
+
+def test_a_metric_that_too_few_trials_have_is_left_out_of_the_page() -> None:
+    interval = {"mean": 0.5, "low": 0.4, "high": 0.6, "n": 100}
+    metrics = {
+        "success": {"what": "success", "unit": "%", "policies": {"a": interval}},
+        "steps_to_success": {"what": "steps", "unit": "", "policies": {"a": None}},
+    }
+    assert [table.metric for table in evaluation_tables({"metrics": metrics, "standings": None})] == ["success"]

@@ -38,8 +38,10 @@ def evaluation_tables(evaluation: Mapping[str, Any]) -> list[ComparisonTable]:
             if compared is None or metric != compared.metric:
                 found.append(ComparisonTable.from_dict(evaluation["tables"][metric]))
         elif compared is None or metric != compared.metric:
-            intervals = {name: Interval(**saved) for name, saved in each["policies"].items()}
-            found.append(intervals_table(metric, each.get("what", ""), each.get("unit", ""), intervals))
+            measured = {name: saved for name, saved in each["policies"].items() if saved is not None}
+            intervals = {name: Interval(**saved) for name, saved in measured.items()}
+            if intervals:  # a metric that too few trials have has no interval
+                found.append(intervals_table(metric, each.get("what", ""), each.get("unit", ""), intervals))
     return found
 
 
