@@ -19,7 +19,7 @@ def test_a_gain_is_called_better_with_the_paired_difference() -> None:
     (sentence,) = improvement_sentences(table)
     assert sentence.startswith("It got better: success, 35 points more (95 % interval 2")
     head, rows = improvement_table([table])
-    assert head == ["metric", "before", "after", "difference", "95 % interval", "trials"]
+    assert head == ["metric", "before", "after", "after − before", "95 % interval", "trials"]
     assert rows[0][:4] == ["success", "40.0%", "75.0%", "+35"] and rows[0][5] == "100"
     low, high = (float(v) for v in rows[0][4].split(" to "))
     contrast = table.contrast("after", "before").difference  # all 35 changed trials changed for the better

@@ -11,12 +11,13 @@ from typing import Annotated, Any
 
 import tyro
 
-from denoiserl import recipes
+from denoiserl import recipes, tasks
 from denoiserl.cli import Misuse
-from denoiserl.cli.options import JsonOption, help_hint, parse
+from denoiserl.cli.options import Flag, JsonOption, help_hint, parse
 from denoiserl.cli.task_options import TASK_HELP, parse_literal, require_task, split_task_args
 from denoiserl.core.counters import UNITS
 from denoiserl.core.errors import unknown_name_message
+from denoiserl.core.quick import NOTE, SCALE, quick_defaults, reduce_amount
 from denoiserl.core.settings import Count, CountOrZero, OpenFraction, Seed, Settings
 
 PREFIX = {"k": 1e3, "K": 1e3, "M": 1e6}
@@ -58,6 +59,8 @@ class CompareOptions(Settings):
     """where to compute"""
     out: Annotated[Path | None, help_hint("(default: runs/compare-TASK)")] = None
     """the folder of the comparison"""
+    quick: Flag = False
+    """a quick trial: a fiftieth of the budget, the trials and the starting policies; its numbers say nothing"""
     progress: bool = True
     """show progress"""
     json: JsonOption = False
@@ -71,7 +74,8 @@ def compare(argv: list[str]) -> None:
     study = build_comparison(args, task_args)
     from denoiserl.experiments import compare_report, run_comparison
 
-    folder = args.out or Path("runs") / f"compare-{Path(args.task.partition(':')[0]).stem}"
+    name = f"compare-{Path(args.task.partition(':')[0]).stem}{'-quick' if args.quick else ''}"
+    folder = args.out or Path("runs") / name
     found = run_comparison(
         study, folder, count_cores() if args.jobs is None else args.jobs, args.device, args.progress and not args.json
     )
@@ -79,6 +83,8 @@ def compare(argv: list[str]) -> None:
     if args.json:
         print(json.dumps({k: v.as_dict() for k, v in found.standings.items()}, indent=2, ensure_ascii=False))
         return
+    if args.quick:
+        print(NOTE)
     compare_report.print_tables(found)
     print(f"The report: {report}")
 
@@ -113,6 +119,10 @@ def build_comparison(args: CompareOptions, task_args: dict[str, Any]) -> Any:
     if unit not in (*UNITS, "seconds"):
         raise Misuse(unknown_name_message(args.unit, (*UNITS, "seconds"), "unit"))
     budget, seeds = parse_amount(args.budget), args.seeds or tuple(range(args.num_seeds))
+    trials = args.trials
+    if args.quick:
+        budget, trials = budget / SCALE, reduce_amount("trials", trials)
+        task_args = quick_defaults(tasks.args_type(args.task)) | task_args
     from denoiserl.experiments import Arm, Study
 
     return Study(
@@ -122,7 +132,8 @@ def build_comparison(args: CompareOptions, task_args: dict[str, Any]) -> Any:
         unit=unit,
         seeds=seeds,
         base=task_args,
-        trials=args.trials,
+        trials=trials,
+        quick=args.quick,
         tune=args.tuning_runs,
         curve=args.num_evals,
         level=args.error_rate,

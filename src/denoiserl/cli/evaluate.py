@@ -26,7 +26,8 @@ from denoiserl.cli.options import (
     print_table,
 )
 from denoiserl.cli.task_options import TASK_HELP, require_task, split_task_args
-from denoiserl.core.errors import unknown_name_message
+from denoiserl.core.errors import DenoiseRLError, unknown_name_message
+from denoiserl.core.quick import NOTE
 from denoiserl.core.settings import Count, OpenFraction, Seed, Settings
 
 PolicyWords = Annotated[
@@ -107,6 +108,8 @@ def evaluate(argv: list[str]) -> None:
         report.print_tables(found, args.metrics)
     else:
         _print_record(report.make_record(found), args.metrics)
+    if quick := [name for name, policy in loaded.items() if getattr(policy.args, "quick", False)]:
+        print(f"\n{', '.join(quick)}: {NOTE}", file=sys.stderr if args.json else sys.stdout)
     sys.stdout.flush()  # numbers first: a full disk or a missing plot library does not lose them
     report.write(found, task, policies, paths, out, args.media)
     if not args.json:
@@ -133,14 +136,21 @@ def evaluate_run(folder: Path, trials: int, progress: bool, repeated: bool = Fal
     loaded = {name: replace(after, path=path) for name, path in paths.items() if path.is_dir()}
     task = loaded[AFTER].task()
     policies = {name: (policy.load(task), policy.place) for name, policy in loaded.items()}
-    found = evaluate_policies(policies, task, 0, trials, progress=progress)
+    try:
+        found = evaluate_policies(policies, task, 0, trials, progress=progress)
+    except DenoiseRLError as error:
+        if len(policies) == 1:
+            raise
+        print(f"\nThere is no comparison with the policy before improvement, which cannot be evaluated: {error}")
+        policies = {AFTER: policies[AFTER]}
+        found = evaluate_policies(policies, task, 0, trials, progress=progress)
     if len(policies) > 1:
         print(f"\nBefore and after on the same {trials} held-out trials (after: the {after.path.name} policy):")
     else:
         print(f"\nIn {trials} held-out trials of the {after.path.name} policy:")
     _print_record(report.make_record(found))
     sys.stdout.flush()
-    written = {name: str(policy.path) for name, policy in loaded.items()}
+    written = {name: str(loaded[name].path) for name in policies}
     report.write(found, task, policies, written, folder / VERDICT, media=False)
 
 

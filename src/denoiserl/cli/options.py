@@ -7,7 +7,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import tyro
@@ -60,12 +60,18 @@ def _field_names(kind: Any) -> Iterator[str]:
         yield from _field_names(hints[field.name]) if dataclasses.is_dataclass(hints[field.name]) else [field.name]
 
 
-def show_ranges(kind: type[T], taken: set[str] | frozenset[str] = frozenset(), brief: bool = False) -> type[T]:
+def show_ranges(
+    kind: type[T],
+    taken: set[str] | frozenset[str] = frozenset(),
+    brief: bool = False,
+    defaults: Mapping[str, Any] | None = None,
+) -> type[T]:
     """Return a dataclass like ``kind`` whose options show their ranges, and have a prefix only if in ``taken``.
 
-    ``brief``: the help leaves out the options of its parts, which are dataclasses themselves.
+    ``brief``: the help leaves out the options of its parts, which are dataclasses themselves. ``defaults``: other
+    defaults than those of ``kind``.
     """
-    hints = get_type_hints(kind, include_extras=True)
+    hints, changed = get_type_hints(kind, include_extras=True), defaults or {}
     fields = [
         (
             f.name,
@@ -77,7 +83,7 @@ def show_ranges(kind: type[T], taken: set[str] | frozenset[str] = frozenset(), b
             ],
             dataclasses.field(default=f.default, default_factory=f.default_factory),  # type: ignore[call-overload]
         )
-        for f in dataclasses.fields(kind)  # type: ignore[arg-type]
+        for f in _fields_with_defaults(kind, changed)
     ]
 
     def check(self: Any) -> None:
@@ -88,6 +94,17 @@ def show_ranges(kind: type[T], taken: set[str] | frozenset[str] = frozenset(), b
 
     own = {"__post_init__": check}
     return dataclasses.make_dataclass(kind.__name__, fields, bases=(kind,), namespace=own, frozen=True, kw_only=True)
+
+
+def _fields_with_defaults(kind: Any, changed: Mapping[str, Any]) -> Iterator[dataclasses.Field[Any]]:
+    """Yield the fields of a dataclass; those in ``changed`` have another default."""
+    for field in dataclasses.fields(kind):
+        if field.name in changed:
+            other = dataclasses.field(default=changed[field.name])
+            other.name, other.type = field.name, field.type
+            yield other
+        else:
+            yield field
 
 
 def _option(field: dataclasses.Field[Any], kind: Any, prefix: bool) -> Any:

@@ -25,6 +25,7 @@ from denoiserl.cli.source_args import read_args
 from denoiserl.cli.task_options import find_task
 from denoiserl.core.errors import unknown_name_message
 from denoiserl.core.imports import load_module
+from denoiserl.core.quick import NOTE
 from denoiserl.core.serialization.args_json import from_json, to_json
 
 HELP = """usage: denoiserl run RECIPE [options]
@@ -67,7 +68,7 @@ def run(argv: list[str]) -> None:
         _run_program(recipe, f"run {word}", name, argv)
         return
     task = find_task(recipe, argv)
-    kind, short = run_options(recipe, task)
+    kind, short = run_options(recipe, task, "--quick" in argv)
     description = f"{_title(recipe)}\n\nOn the task {task}; --task NAME is another one."
     words = [each.partition("=") for each in argv]
     argv = [short.get(name.replace("_", "-"), name) + equals + value for name, equals, value in words]
@@ -85,6 +86,7 @@ def run(argv: list[str]) -> None:
         seed=chosen.run.seed,
         eval_every=chosen.run.eval_every,
         control=chosen.run.control,
+        quick=chosen.run.quick,
     )
     folder = machine.out or Path("runs") / experiment.default_folder(args)
     _print_result(runner.run(experiment, args, folder, numbered=machine.out is None, **settings), machine, experiment)
@@ -128,7 +130,9 @@ def _run_program(program: ModuleType, command: str, name: str | None, argv: list
     is_demo = name is None
     brief = is_demo and not {"-h", "--help"}.isdisjoint(argv)  # what tyro hides it does not read either
     description = f"{_title(program)}\n\n{DEMO_HELP}" if is_demo else _title(program)
-    chosen = parse_as_declared(program_options(program, brief), command, description, argv)
+    chosen = parse_as_declared(
+        program_options(program, brief, is_demo and "--quick" in argv), command, description, argv
+    )
     machine: MachineOptions = chosen.machine
     settings = machine.runner_settings()
     from denoiserl.experiments import runner
@@ -151,6 +155,8 @@ def _print_result(result: dict[str, Any], args: ResumeOptions, program: ModuleTy
     if hasattr(program, "finish"):
         program.finish(folder)
         return
+    if result["quick"]:
+        print(NOTE)
     if result["repeated"]:
         print(f"{folder} is finished: nothing is computed again. Give more iterations, another seed, or --out NEW.")
     numbers = {k: v for k, v in (result["last"] or {}).items() if isinstance(v, int | float) and k != "iteration"}

@@ -11,11 +11,12 @@ import tyro
 
 from denoiserl import tasks
 from denoiserl.cli import Misuse
-from denoiserl.cli.options import help_hint, show_ranges
+from denoiserl.cli.options import Flag, help_hint, show_ranges
 from denoiserl.cli.source_args import read_args
 from denoiserl.cli.task_options import TASK_WORDS
 from denoiserl.core.counters import UNITS
 from denoiserl.core.errors import RunError, unknown_name_message
+from denoiserl.core.quick import AMOUNTS, quick_defaults
 from denoiserl.core.serialization.args_json import from_json
 from denoiserl.core.settings import Count, CountOrZero, Positive, Seed, Settings, find_problem
 
@@ -31,6 +32,8 @@ class ExperimentOptions(Settings):
     """kind of starting policy"""
     eval_every: Annotated[Count | None, help_hint("(default: a quarter of the iterations)")] = None
     """iterations between held-out evaluations"""
+    quick: Flag = False
+    """a quick trial: a fiftieth of all default amounts of work; its numbers only show that everything runs"""
     control: Literal["none", "imitation"] = "none"
     """imitation: also spend the time of the improvement on more imitation of the start, for comparison"""
 
@@ -75,38 +78,53 @@ class MachineOptions(ResumeOptions):
         return {**super().runner_settings(), **{name: getattr(self, name) for name in names}}
 
 
+QUICK_MACHINE = {"eval_trials": AMOUNTS["trials"]}
+"""defaults of a quick trial"""
 MACHINE_NAMES = {f.name for f in dataclasses.fields(MachineOptions)} | {"debug"}
 RUN_NAMES = {f.name for f in dataclasses.fields(ExperimentOptions)} | MACHINE_NAMES
 
 
-def run_options(recipe: Any, task: str) -> tuple[type[Any], dict[str, str]]:
+def run_options(recipe: Any, task: str, quick: bool = False) -> tuple[type[Any], dict[str, str]]:
     """Return a dataclass of all options of a recipe on a task, and {``--task.env``: ``--env``} of its short names.
 
     An option of the task is ``--NAME``, or ``--task.NAME`` if the recipe or the run has an option of that name.
+    ``quick``: the defaults of amounts of work are a fiftieth.
     """
     require_parts(recipe, RUN_NAMES, "Args")
     method = {f.name for f in dataclasses.fields(recipe.Args)}
     kind = read_args(tasks.TASKS[task]).Args if task in tasks.TASKS else tasks.args_type(task)
-    kind = show_ranges(kind, method | RUN_NAMES)
+    kind = show_ranges(kind, method | RUN_NAMES, defaults=quick_defaults(kind) if quick else None)
     given = getattr(recipe, "DEFAULT_TASK_ARGS", {}) if task == getattr(recipe, "DEFAULT_TASK", None) else {}
     preset = {"default": from_json(kind, dict(given))} if given else {}
     fields = [
-        ("args", Annotated[show_ranges(recipe.Args), tyro.conf.arg(name="")]),
+        (
+            "args",
+            Annotated[
+                show_ranges(recipe.Args, defaults=quick_defaults(recipe.Args) if quick else None),
+                tyro.conf.arg(name=""),
+            ],
+        ),
         ("run", show_ranges(ExperimentOptions)),
         ("task_args", Annotated[kind, tyro.conf.arg(name="task")], dataclasses.field(**preset)),
-        ("machine", show_ranges(MachineOptions)),
+        ("machine", show_ranges(MachineOptions, defaults=QUICK_MACHINE if quick else None)),
     ]
     names = {f.name.replace("_", "-") for f in dataclasses.fields(kind) if f.name not in method | RUN_NAMES}
     short = {f"--task.{name}": f"--{name}" for name in names}
     return dataclasses.make_dataclass("Options", fields, frozen=True, kw_only=True), short
 
 
-def program_options(program: Any, brief: bool = False) -> type[Any]:
+def program_options(program: Any, brief: bool = False, quick: bool = False) -> type[Any]:
     """Return a dataclass of all options of a module with ``Args``; ``brief`` as in ``show_ranges``."""
     require_parts(program, MACHINE_NAMES, "Args")
     names = {field.name for field in dataclasses.fields(program.Args)}
     fields = [
-        ("args", Annotated[show_ranges(program.Args, names, brief), tyro.conf.arg(name="")]),
+        (
+            "args",
+            Annotated[
+                show_ranges(program.Args, names, brief, quick_defaults(program.Args) if quick else None),
+                tyro.conf.arg(name=""),
+            ],
+        ),
         ("machine", show_ranges(MachineOptions)),
     ]
     return dataclasses.make_dataclass("Options", fields, frozen=True)

@@ -44,6 +44,8 @@ class Args(Settings):
     """settings of the image task"""
     language_task: sudoku.Args = sudoku.Args()
     """settings of the language task"""
+    quick: bool = False
+    """a quick trial: a fiftieth of all amounts of work; its numbers only show that everything runs"""
 
 
 def train(args: Args, run: Run | None = None) -> Iterator[dict]:
@@ -55,7 +57,7 @@ def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     for name in args.acts:
         trials = args.episodes if name == "robot" else args.trials
         task_args = getattr(args, f"{name}_task")
-        yield from act.run_act(name, getattr(args, name), task_args, args.seed, trials, run.stage(name))
+        yield from act.run_act(name, getattr(args, name), task_args, args.seed, trials, run.stage(name), args.quick)
 
 
 def finish(folder: Path | str) -> Path:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from denoiserl.core.errors import RunError
+from denoiserl.core.quick import reduce_amount
 from denoiserl.core.serialization import store
 from denoiserl.experiments.experiment import improve_with_eval
 from denoiserl.policy.policy import Policy
@@ -39,14 +41,18 @@ def compute_once(folder: Path, name: str, compute: Callable[[], Any]) -> Any:
     return store.read(path)
 
 
-def run_act(name: str, args: Any, task_args: Any, seed: int, trials: int, run: Run) -> Iterator[dict]:
+def run_act(
+    name: str, args: Any, task_args: Any, seed: int, trials: int, run: Run, quick: bool = False
+) -> Iterator[dict]:
     """Run the act ``name`` and yield its rows of metrics; at its end the results are in ``run.folder``.
 
-    Training, trials and pictures use different seeds.
+    Training, trials and pictures use different seeds. ``quick``: the evaluation during learning has few trials.
     """
     assert run.folder is not None
     folder, recipe = run.folder, RECIPES[name]
     task = TASKS[name](task_args)
+    if quick:
+        task = replace(task, num_eval_trials=reduce_amount("trials", task.num_eval_trials))
     assert task.render is not None and task.continue_imitation is not None
 
     def evaluate(policy: Policy, when: str, look: Any = task.render) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from denoiserl.core.errors import RunError
+from denoiserl.core.quick import NOTE
 from denoiserl.core.serialization import store
 from denoiserl.demo import act
 from denoiserl.report.html import (
@@ -54,7 +55,8 @@ def write(folder: Path, a: Any) -> Path:
     }
     store.write_json(folder / "summary.json", summary)
     rows = read_metrics(folder / "metrics.jsonl", DRAWN) if (folder / "metrics.jsonl").exists() else []
-    sections = [comparison_section(main, "Before, more imitation, after")]
+    first = comparison_section(main, "Before, more imitation, after")
+    sections = [Section(first.title, [Note(NOTE), *first.pieces]) if a.quick else first]
     for name, comparisons in found.items():
         sections.append(_act(name, tasks[name], comparisons, folder / name, rows))
     sections.append(Section("Settings", [Settings("Options", record.pop("args")), Settings("Run", record)]))
@@ -62,6 +64,8 @@ def write(folder: Path, a: Any) -> Path:
         folder / "report.html", "DenoiseRL demo", sections, LEAD, f"{seconds:.0f} s of learning and trials"
     )
     console = Console()
+    if a.quick:
+        console.print(NOTE)
     print_comparisons(main, console, "Main metrics")
     if also := [c for comparisons in found.values() for c in comparisons[1:]]:
         console.print(console_table(also, "Other metrics"))

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 
+from denoiserl.core.quick import NOTE, SCALE
 from denoiserl.experiments import resolve as find
 from denoiserl.experiments.compare import ComparisonResult
 from denoiserl.experiments.study import Study
@@ -38,7 +39,8 @@ def write(found: ComparisonResult, folder: Path, out: Path | None = None) -> Pat
     """Write the HTML page, by default ``folder/report.html``, and return its path."""
     study = found.study
     (main, table), *others = found.standings.items()
-    sections = [standings_section(table)]
+    first = standings_section(table)
+    sections = [Section(first.title, [Note(NOTE), *first.pieces]) if study.quick else first]
     if curves := _curves(study, main, table.unit, folder):
         sections.append(curves)
     sections += [standings_section(other) for _, other in others]
@@ -61,11 +63,13 @@ def write(found: ComparisonResult, folder: Path, out: Path | None = None) -> Pat
 def command(study: Study) -> str:
     """Return the command line of a study."""
     methods = ",".join(f"{name}={a.method}" + (f"@{a.kind}" if a.kind else "") for name, a in study.arms.items())
+    scale = SCALE if study.quick else 1  # --quick divides by it
     words = [
-        f"denoiserl compare --task {study.task} --methods {methods} --budget {study.budget:g}",
+        f"denoiserl compare --task {study.task} --methods {methods} --budget {scale * study.budget:g}",
         f"--unit {study.unit.replace(' ', '-')} --seeds {' '.join(map(str, study.seeds))}",
-        f"--trials {study.trials} --tuning-runs {study.tune}",
+        f"--trials {scale * study.trials} --tuning-runs {study.tune}",
     ]
+    words += ["--quick"] if study.quick else []
     settings = [f"{name}.{k}={v}" for name, a in study.arms.items() for k, v in a.settings.items()]
     words += [f"--set {' '.join(settings)}"] if settings else []
     words += [f"--task.{k.replace('_', '-')} {v}" for k, v in study.base.items()]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from denoiserl import tasks
 from denoiserl.core.errors import RunError
+from denoiserl.core.quick import reduce_amount
 from denoiserl.core.rng import Rng
 from denoiserl.core.serialization.args_json import flat, to_json
 from denoiserl.core.settings import Count, Seed, Settings, check_value
@@ -46,6 +47,8 @@ class Args(Settings):
     """iterations between held-out evaluations (None: four evaluations, evenly)"""
     control: Literal["none", "imitation"] = "none"
     """imitation: also spend the time of the improvement on more imitation of the start, for comparison"""
+    quick: bool = False
+    """a quick trial, at a fiftieth of the work: evaluations during learning have a fiftieth of their trials too"""
 
 
 def method_of(args: Args) -> tuple[Any, Any]:
@@ -95,6 +98,7 @@ def run_description(args: Args) -> dict[str, Any]:
         "seed": args.seed,
         "eval_every": args.eval_every,
         "control": args.control,
+        "quick": args.quick,
     }
     named = {**known, **given, **args.task_args}
     return {
@@ -104,7 +108,7 @@ def run_description(args: Args) -> dict[str, Any]:
         "doc": recipe.__doc__ or "",
         "options": flat({**args.args, "task.": args.task_args}) | rest,
         "defaults": flat({**to_json(recipe.Args()), "task.": to_json({**known, **given})})
-        | {"task": usual, "start_kind": None, "seed": 0, "eval_every": None, "control": "none"},
+        | {"task": usual, "start_kind": None, "seed": 0, "eval_every": None, "control": "none", "quick": False},
     }
 
 
@@ -122,6 +126,8 @@ def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     """Make the task's starting policy, let the recipe improve it, and keep the best and the last policy."""
     recipe, settings = method_of(args)
     task = tasks.make(args.task, args.task_args)
+    if args.quick:
+        task = replace(task, num_eval_trials=reduce_amount("trials", task.num_eval_trials))
     yield from run_recipe(recipe, task, settings, args.seed, run, args.start, args.eval_every, args.control)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from denoiserl.core.errors import RunError
 from denoiserl.core.serialization import store
-from denoiserl.core.serialization.args_json import diff_settings, flat, to_json
+from denoiserl.core.serialization.args_json import diff_settings, flat, from_json, to_json
 from denoiserl.experiments.versions import provenance, utc_time
 
 FIXED = ("program", "args", "device", "precision", "threads", "save_every", "env_restart_every")
@@ -41,8 +41,9 @@ def make_record(
     if not path.exists() or is_unborn(folder):
         return fresh
     old = store.read_json(path)
+    old["args"] = _with_defaults(program, old.get("args", {}))
     found = diff_settings({k: old.get(k) for k in FIXED}, {k: settings[k] for k in FIXED})
-    was, more = (_iters(args) for args in (old.get("args", {}), settings["args"]))
+    was, more = (_iters(args) for args in (old["args"], settings["args"]))
     longer = _is_longer(old, settings)
     if found and not (longer and getattr(program, "may_extend", lambda _: False)(settings["args"])):
         how = " Its schedules depend on their number: to improve its policy further, begin another run with it,"
@@ -107,10 +108,19 @@ def _is_open_to(folder: Path, settings: dict[str, Any], program: Any) -> bool:
         return True
     with contextlib.suppress(RunError):  # a damaged record is another run's
         old = store.read_json(folder / "run.json")
+        old["args"] = _with_defaults(program, old.get("args", {}))
         found = diff_settings({k: old.get(k) for k in FIXED}, {k: settings[k] for k in FIXED})
         extends = _is_longer(old, settings) and getattr(program, "may_extend", lambda _: False)(settings["args"])
         return not found or extends
     return False
+
+
+def _with_defaults(program: Any, args: dict[str, Any]) -> dict[str, Any]:
+    """Return recorded args with the defaults of fields that did not exist when they were recorded."""
+    try:
+        return to_json(from_json(program.Args, args))
+    except (RunError, TypeError, AttributeError):  # they do not fit: the comparison of settings says how they differ
+        return args
 
 
 def _iters(args: dict[str, Any]) -> int | None:

@@ -58,15 +58,16 @@ def run(
 ) -> dict[str, Any]:
     """Run ``program.train(args, run)`` in ``folder``, or resume the run that the folder holds.
 
-    Return ``{"folder", "rows", "last", "spent", "place", "unfinished", "repeated"}``. ``last`` is the newest row.
-    ``unfinished`` is {stage: (iterations made, planned)} of the loops that the budget ended. ``repeated``: the run had
-    finished before, and nothing was computed. ``numbered``: if ``folder`` holds another run, use folder-2, folder-3 or
-    the next one that is free. Raise RunError, before anything is written, for a setting out of its range or an unknown
-    device. Raise RunError if the folder holds a run of other settings, or if a file or folder that they name has
-    changed (data, a module with an environment, a starting policy). More ``iterations`` are allowed if the recipe's
-    ``EXTENDABLE`` says so; environments then restart where the run had ended. Ctrl-C lets the iteration finish, saves,
-    prints how to resume, and raises SystemExit(130) (143 for SIGTERM). A second Ctrl-C stops at once, and the run
-    resumes from its last save. A folder made here goes again if the run is refused before its first row.
+    Return ``{"folder", "rows", "last", "spent", "place", "unfinished", "repeated", "quick"}``. ``last`` is the
+    newest row. ``unfinished`` is {stage: (iterations made, planned)} of the loops that the budget ended.
+    ``repeated``: the run had finished before, and nothing was computed. ``numbered``: if ``folder`` holds another
+    run, use folder-2, folder-3 or the next one that is free. Raise RunError, before anything is written, for a
+    setting out of its range or an unknown device. Raise RunError if the folder holds a run of other settings, or if
+    a file or folder that they name has changed (data, a module with an environment, a starting policy). More
+    ``iterations`` are allowed if the recipe's ``EXTENDABLE`` says so; environments then restart where the run had
+    ended. Ctrl-C lets the iteration finish, saves, prints how to resume, and raises SystemExit(130) (143 for
+    SIGTERM). A second Ctrl-C stops at once, and the run resumes from its last save. A folder made here goes again
+    if the run is refused before its first row.
     """
     settings = {
         "program": program_name(program),
@@ -102,7 +103,8 @@ def _result(
 ) -> dict[str, Any]:
     """Return the result of a finished run, as ``run`` describes it."""
     kept = {name: record[name] for name in ("spent", "place", "unfinished")}
-    return {"folder": str(folder), "rows": rows, "last": last, **kept, "repeated": repeated}
+    quick = bool(record["args"].get("quick"))
+    return {"folder": str(folder), "rows": rows, "last": last, **kept, "repeated": repeated, "quick": quick}
 
 
 def _last_row(folder: Path) -> dict[str, Any] | None:

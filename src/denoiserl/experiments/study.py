@@ -35,7 +35,8 @@ class Study:
 
     Every arm and seed spends ``budget`` of ``unit`` from the same start, and is evaluated on the same ``trials``
     held-out trials. ``tune``: tuning runs per arm, on their own seed; 1 uses the settings as they are. ``curve``:
-    held-out evaluations during learning. ``level``: the error rate of all verdicts together.
+    held-out evaluations during learning. ``level``: the error rate of all verdicts together. ``quick``: a quick trial,
+    whose arms make one iteration at least, even if it costs more than the budget.
     """
 
     task: str
@@ -48,6 +49,7 @@ class Study:
     tune: int = 1
     curve: int = 5
     level: float = 0.05
+    quick: bool = False
 
     def __post_init__(self) -> None:
         if self.unit not in (*UNITS, "seconds"):
@@ -101,5 +103,6 @@ class Study:
             budget=float(self.budget),
             unit=self.unit,
             curve=self.curve,
+            quick=self.quick,
         )
         return Job("denoiserl.experiments.arm", args, folder, f"{name} {seed}")

@@ -29,7 +29,7 @@ def only_after(table: ComparisonTable) -> ComparisonTable:
 def improvement_table(tables: Sequence[ComparisonTable]) -> tuple[list[str], list[list[str]]]:
     """Return the head and the rows of a table: each metric before and after, the paired difference, its interval."""
     names = [name for name in (BEFORE, CONTROL, AFTER) if any(row.name == name for row in tables[0].rows)]
-    head = ["metric", *names, "difference", f"{100 * (1 - tables[0].level):g} % interval", "trials"]
+    head = ["metric", *names, f"{AFTER} − {BEFORE}", f"{100 * (1 - tables[0].level):g} % interval", "trials"]
     rows = []
     for table in tables:
         text, means = values(table), {row.name: row.interval.mean for row in table.rows}

@@ -31,7 +31,15 @@ from denoiserl.report.improvement import compares_improvement, improvement_sente
 from denoiserl.report.learning_curves import panels
 from denoiserl.report.metrics import Curve, Row, group_by_stage, groups, numeric, progress_key
 from denoiserl.report.provenance import Run, load_run, method_sections, reproduction_section
-from denoiserl.report.sections import VERDICT, evaluation_tables, gallery, held_out, media_sections, trial_files
+from denoiserl.report.sections import (
+    VERDICT,
+    evaluation_tables,
+    gallery,
+    held_out,
+    media_sections,
+    quick_note,
+    trial_files,
+)
 from denoiserl.report.standings import standings_section
 from denoiserl.stats.comparison import Comparison
 from denoiserl.stats.standing import ComparisonTable
@@ -53,7 +61,7 @@ def run_report(folders: Sequence[Path | str] | Path | str, limit: float = 30.0) 
         return runs_page(runs, limit)
     run = runs[0]
     sections = [
-        Section("What was run", [*method_sections(run), *cost(run)]),
+        Section("What was run", [*quick_note([run]), *method_sections(run), *cost(run)]),
         *result_sections(run, limit),
         *curve_sections(run.rows),
         *media_sections(run.folder, ("media", "samples"), limit),

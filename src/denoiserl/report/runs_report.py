@@ -21,6 +21,7 @@ from denoiserl.report.sections import (
     gallery,
     held_out,
     media_sections,
+    quick_note,
     trial_files,
 )
 from denoiserl.report.standings import standings_section
@@ -97,7 +98,7 @@ def overview(arms: Mapping[str, list[Run]]) -> Section:
         for run in each
     ]
     pieces.append(Table(("run", "arm", "seed", "rows", "wall time", "finished (UTC)"), rows, numbers=(2, 3, 4)))
-    return Section("What was run", pieces)
+    return Section("What was run", [*quick_note(run for each in arms.values() for run in each), *pieces])
 
 
 def results(arms: Mapping[str, list[Run]]) -> list[Section]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from denoiserl.core.errors import RunError
+from denoiserl.core.quick import NOTE
 from denoiserl.report.html import Code, Figure, Fold, Gallery, Note, Piece, Section, media_type
 from denoiserl.stats.interval import Interval
 from denoiserl.stats.standing import ComparisonRow, ComparisonTable
@@ -17,6 +18,12 @@ PLOT = "plot.png"
 VERDICT = "verdict"
 """the folder of a run with the trials before and after its improvement"""
 PICTURES = (".png", ".gif", ".jpg", ".svg", ".mp4")
+
+
+def quick_note(runs: Iterable[Any]) -> list[Piece]:
+    """Return a note if one of the runs is a quick trial."""
+    quick = [run.name for run in runs if (run.record.get("args") or {}).get("quick")]
+    return [Note(f"{', '.join(quick)}: {NOTE}")] if quick else []
 
 
 def evaluation_files(folder: Path) -> list[Path]:
