@@ -170,3 +170,14 @@ def test_a_run_without_trials_writes_none(capsys) -> None:
     out = said(capsys, *RUN, "--eval-trials", "0")
     assert "held-out" not in out and not Path("runs/bump-levels-0/verdict").exists()
     assert torch.equal(torch.tensor(level("runs/bump-levels-0/last")), torch.tensor(4.0))
+
+
+def test_a_quick_trial_is_marked_wherever_its_numbers_appear(capsys) -> None:
+    out = said(capsys, *RUN, "--quick")
+    assert "A quick trial, at a fiftieth of the work" in out and " 4\n" in out.split("after − before")[1]
+    record = json.loads(Path("runs/bump-levels-0/run.json").read_text())
+    assert record["args"]["quick"] and record["args"]["args"]["iterations"] == 2
+    assert "A quick trial" in run_report("runs/bump-levels-0")
+    assert "A quick trial" in said(capsys, "eval", "bump-levels-0", "--trials", "4", "--no-media")
+    said(capsys, *RUN, "--quick", "--iterations", "5", "--eval-trials", "0")  # what is given stays
+    assert json.loads(Path("runs/bump-levels-0/run.json").read_text())["args"]["args"]["iterations"] == 5

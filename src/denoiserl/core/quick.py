@@ -22,7 +22,7 @@ AMOUNTS = {
     "num_episodes": 8,
     "num_student_episodes": 2,
     "learning_starts": 1,
-    "decisions_per_refill": 50,
+    "decisions_per_refill": 256,
     "critic_warmup": 0,
     "trials": 4,
     "episodes": 4,
@@ -33,13 +33,14 @@ NOTE = "A quick trial, at a fiftieth of the work: its numbers only show that eve
 
 def reduce_amount(name: str, amount: int) -> int:
     """Return a fiftieth of an amount of work, rounded up, and at least its smallest number; never more than before."""
-    return min(amount, max(AMOUNTS[name], -(-amount // SCALE)))
+    least = AMOUNTS[name]
+    return min(amount, max(least, -(-amount // SCALE) if least else amount // SCALE))
 
 
 def quick_settings(settings: T) -> T:
     """Return settings with a fiftieth of the work in all amounts, also in the records that they hold.
 
-    Amounts that do not fit each other are doubled until they do.
+    If they do not fit each other, there are as many more iterations as it takes.
     """
     reduced: dict[str, int] = {}
     parts: dict[str, Any] = {}
@@ -49,14 +50,15 @@ def quick_settings(settings: T) -> T:
             parts[field.name] = quick_settings(value)
         elif field.name in AMOUNTS and isinstance(value, int):
             reduced[field.name] = reduce_amount(field.name, value)
-    factor = 1
-    while factor < SCALE:
-        grown = {name: min(factor * amount, getattr(settings, name)) for name, amount in reduced.items()}
+    length = next((name for name in ("iterations", "num_updates") if name in reduced), None)
+    longest = getattr(settings, length) if length else 0
+    while True:
         try:
-            return dataclasses.replace(settings, **grown, **parts)  # type: ignore[type-var]
+            return dataclasses.replace(settings, **reduced, **parts)  # type: ignore[type-var]
         except RunError:
-            factor *= 2
-    return settings
+            if length is None or reduced[length] >= longest:
+                return settings
+            reduced[length] += 1
 
 
 def quick_defaults(kind: type[Any]) -> dict[str, Any]:
