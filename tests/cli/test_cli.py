@@ -118,8 +118,9 @@ def said(capsys, *argv: str) -> tuple[int, str, str]:
 def refusal(capsys, *argv: str) -> tuple[int, str]:
     """Exit code and the one line of a refusal."""
     code, _, err = said(capsys, *argv)
-    assert err.count("\n") == 1 and "Traceback" not in err, err
-    return code, err
+    lines = [line for line in err.splitlines(keepends=True) if not line.startswith("Loading ")]
+    assert len(lines) == 1 and "Traceback" not in err, err
+    return code, lines[0]
 
 
 # Help

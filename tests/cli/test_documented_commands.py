@@ -17,7 +17,7 @@ PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.gl
 LINE = re.compile(r"^(?:\$| {3}) denoiserl (.*)$", re.MULTILINE)
 
 
-class Parsed(Exception):
+class Parsed(BaseException):
     """The command line was parsed: the command itself is not run."""
 
 

@@ -216,7 +216,7 @@ def test_wrong_words_are_refused_by_a_sentence(here: Path, capsys: pytest.Captur
         (["eval", "policy", "--env", "more.py:broken"], "cannot be made (raised RuntimeError: no simulator)"),
         (["eval", "policy", "--env", "CartPole-v1"], "the policy does not take the observations of CartPole-v1"),
         ([*collect, "--env", "CartPole-v1", "--out", "a"], "policy does not take the observations of CartPole-v1"),
-        ([*collect, "--env", sound[2], "--out", "more.py/x"], "check the path"),
+        ([*collect, "--env", sound[2], "--out", "more.py/x"], "give another path"),
         (["sample", "policy"], "name the folder of its run"),
         (["adapt", "policy", "--reward", "more.py:broken", "--out", "a"], "name the folder of its run"),
     ):

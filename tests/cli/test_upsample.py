@@ -15,7 +15,7 @@ from denoiserl.data.formats import lerobot as lerobot_dataset
 from denoiserl.data.formats import minari
 from denoiserl.data.recordings import EpisodeDataset
 from denoiserl.data.transitions import to_transitions, transitions
-from denoiserl.train.progress import Progress
+from denoiserl.train.progress import LoopProgress
 
 pytest.importorskip("h5py")
 pytest.importorskip("matplotlib")
@@ -66,7 +66,7 @@ def test_the_same_seed_makes_the_same_rows_also_when_it_was_stopped(data, tmp_pa
             raise Pressed
 
     with monkeypatch.context() as patch:
-        patch.setattr(Progress, "update", press)
+        patch.setattr(LoopProgress, "update", press)
         assert run("half.hdf5") == 130
     assert (tmp_path / "half.hdf5.part").is_dir() and not (tmp_path / "half.hdf5").exists()
     capsys.readouterr()

@@ -17,11 +17,12 @@ import torch
 
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.imports import load_module
+from denoiserl.core.progress import format_duration, show_progress
 from denoiserl.core.serialization import store
 from denoiserl.core.serialization.args_json import diff_settings, from_json, to_json
 from denoiserl.experiments.runner import load_run, rerun, run
 from denoiserl.train.metrics_log import MetricsLog
-from denoiserl.train.progress import Progress, format_duration
+from denoiserl.train.progress import LoopProgress
 from denoiserl.train.run_state import Position
 
 RECIPE = '''
@@ -323,18 +324,18 @@ def test_rows_of_a_repeated_iteration_are_not_written_twice(tmp_path):
 
 
 def test_without_a_terminal_progress_is_lines_with_the_time_left():
-    stream = io.StringIO()
-    shown, at = Progress(stream=stream, every=0.0), Position("improve", 0, 4, 0)
-    for at.iteration in (1, 4):
-        shown.row({"stage": "improve", "iteration": 0, "return": -12.3456, "note": "x"})
-        time.sleep(0.01)
+    stream, at = io.StringIO(), Position("improve", 0, 4, 0)
+    with show_progress(stream=stream, every=0.0) as display:
+        shown = LoopProgress(display)
         shown.update(at)
-    shown.close()
-    first, last = stream.getvalue().splitlines()
-    assert first == "improve 1/4 25%, 0:00 left" or first == "improve 1/4 25%, 0:00 left  return=-12.35"
-    assert last.startswith("improve 4/4 100%, 0:00 left  return=-12.35")
+        for at.iteration in (1, 4):
+            shown.row({"stage": "improve", "iteration": 0, "loss/policy": 2, "eval/return": -12.3456, "note": "x"})
+            time.sleep(0.01)
+            shown.update(at)
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "improve 1/4 25%, 0:00 left  eval/return=-12.35 loss/policy=2"
+    assert lines[-1] == "improve 4/4 100%, in 0:00  eval/return=-12.35 loss/policy=2"
     assert [format_duration(s) for s in (59.6, 3600, 3725)] == ["1:00", "1:00:00", "1:02:05"]
-    assert not Progress(on=False, stream=stream).update(at)
 
 
 class Colour(Enum):

@@ -4,8 +4,8 @@ Each verb has a module with its options and a function of its words. The module 
 parses the options of a verb, not the verb itself. Its subcommands would build all parsers first, and cannot suggest the
 nearest verb.
 
-Exit codes: 0, 1 for an error of the library, 2 for a mistyped command, 130 for Ctrl-C. Errors are one line on stderr;
-``--debug`` (or ``DENOISERL_DEBUG=1``) shows the traceback.
+Exit codes: 0, 1 for an error, 2 for a mistyped command, 128 + n for signal n (130: Ctrl-C). Errors are one line on
+stderr; ``--debug`` (or ``DENOISERL_DEBUG=1``) shows the traceback.
 """
 
 from __future__ import annotations
@@ -19,7 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from denoiserl.cli.failures import (
+    discard_full_stdout,
+    discard_stdout,
+    open_streams,
+    os_error_message,
+    user_error_message,
+)
 from denoiserl.core.errors import DenoiseRLError, RunError, unknown_name_message
+from denoiserl.core.progress import show_progress
+from denoiserl.core.signals import signals_as_exceptions
 
 
 class Misuse(RunError):
@@ -81,13 +90,20 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command ``argv`` (default: the command line) and return the exit code."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    with open_streams():
+        return _run_command(list(sys.argv[1:] if argv is None else argv))
+
+
+def _run_command(words: list[str]) -> int:
+    """Run a command and return its exit code; every error is said in a line."""
     debug = "--debug" in words or os.environ.get("DENOISERL_DEBUG", "0") not in ("", "0")
     words = [word for word in words if word != "--debug"]
+    on = "--no-progress" not in words and "--json" not in words
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), signals_as_exceptions(), show_progress(on):
             warnings.showwarning = _show_warning
             _find_verb(words[0] if words else "--help")(words[1:])
+            sys.stdout.flush()
         return 0
     except DenoiseRLError as error:
         if debug:
@@ -96,17 +112,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2 if isinstance(error, Misuse) else 1
     except SystemExit as stop:  # of the option parser, or of a run that was interrupted
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("denoiserl: interrupted.", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the pipe is closed: nothing more can be written, at exit neither
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + getattr(stop, "number", 2)
+    except BrokenPipeError:
+        discard_stdout()
         return 141
     except OSError as error:
-        if debug or error.filename is None:
+        if debug:
             raise
-        problem = f"{error.filename}: {error.strerror or error}"
-        print(f"denoiserl: {problem}: check the path, and its permissions.", file=sys.stderr)
+        discard_full_stdout()
+        print(f"denoiserl: {user_error_message(error) or os_error_message(error)}", file=sys.stderr)
+        return 1
+    except Exception as error:
+        if debug or (message := user_error_message(error)) is None:
+            raise
+        print(f"denoiserl: {message} --debug shows the whole traceback.", file=sys.stderr)
         return 1
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from denoiserl.cli import Misuse
 from denoiserl.cli.load_policy import load_policy
 from denoiserl.cli.options import CheckpointOption, DeviceOption, RunWord, parse
+from denoiserl.core.progress import track
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ def adapt(argv: list[str]) -> None:
     from denoiserl.core.imports import import_object
 
     reward: Any = import_object(args.reward)
-    with loaded.place.activate():
+    with loaded.place.activate(), track("infer the task from the rewards"):
         policy = loaded.load(task)
         require_task_conditioned(policy, "a reward that comes afterwards")
         obs = states(task.data(loaded.args.seed))

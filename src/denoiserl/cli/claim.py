@@ -15,6 +15,7 @@ from denoiserl.cli import Misuse
 from denoiserl.cli.compare import count_cores
 from denoiserl.cli.options import Flag, JsonOption, help_hint, parse, print_table
 from denoiserl.core.errors import unknown_name_message
+from denoiserl.core.progress import say
 from denoiserl.core.settings import CountOrZero, Settings
 
 
@@ -58,6 +59,7 @@ def claim(argv: list[str]) -> None:
     if args.confirm:
         _confirm(known if args.all else args.names, args)
         return
+    say("Loading the claims ...")
     from denoiserl.experiments.claims import runner
 
     records = []
@@ -74,6 +76,7 @@ def claim(argv: list[str]) -> None:
 
 def _confirm(names: Sequence[str], args: ClaimOptions) -> None:
     """Repeat one seed of each stale record, and write those whose numbers are the same."""
+    say("Loading the claims ...")
     from denoiserl.experiments.claims import confirm, ledger, runner
 
     failed, stale = [], [name for name in names if ledger.is_stale(name)]

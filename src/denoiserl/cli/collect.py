@@ -24,6 +24,7 @@ from denoiserl.cli.options import (
     parse,
     print_table,
 )
+from denoiserl.core.progress import say, track
 from denoiserl.core.settings import Count, NonNegative, Seed, Settings
 
 EXPERT = "expert"
@@ -77,6 +78,7 @@ def collect(argv: list[str]) -> None:
         raise Misuse(f"--format hdf5 writes one file: give --out {args.out.name}.hdf5.")
     if args.policy == EXPERT and (args.execution_horizon or args.device):
         raise Misuse("--execution-horizon and --device are options of a policy: give a --policy, or leave them out.")
+    say(f"Loading {args.env} ...")
     from denoiserl.data.formats.any import write_as
     from denoiserl.envs.by_name import environment, has_script, record_expert
     from denoiserl.envs.frame_stack import newest_frame
@@ -104,7 +106,14 @@ def collect(argv: list[str]) -> None:
         demos = replace(recording.demos, observations=newest_frame(recording.demos.observations, history))
         return replace(recording, demos=demos, last=newest_frame(recording.last, history))
 
-    with _progress_bar(args) as show, remarks() as remark_lines:
+    with track("record episodes", args.num_episodes) as advance, remarks() as remark_lines:
+        recorded = 0
+
+        def show(done: int, won: int) -> None:
+            nonlocal recorded
+            advance(done - recorded, f"{won} succeeded")
+            recorded = done
+
         found = _record_in_blocks(args, record_block, show)
     notes = _notes(found, remark_lines, args.env)
     played = found.demos.statistics()
@@ -163,22 +172,25 @@ def _record_in_blocks(args: CollectOptions, record_block: Callable[..., Any], sh
     if (beside / "asked.json").is_file():
         begun = any(p.is_dir() for p in beside.iterdir())
         if begun and store.read_json(beside / "asked.json") != asked:
-            raise Misuse(f"{beside} holds episodes of another command: repeat that command, or give another --out.")
+            raise Misuse(
+                f"{beside} holds episodes of another command: repeat that command, give another --out, or remove it."
+            )
     elif beside.exists():
         raise Misuse(f"{beside} is the folder for unfinished episodes, and holds something else: give another --out.")
     beside.mkdir(parents=True, exist_ok=True)
     store.write_json(beside / "asked.json", asked)
     parts, won = [], 0
     for first in range(0, args.num_episodes, BLOCK):
-        path, n = beside / f"{first:07d}", min(BLOCK, args.num_episodes - first)
+        n = min(BLOCK, args.num_episodes - first)
+        path = beside / f"{first:07d}-{n}"
         if store.exists(path):
             parts.append(EpisodeDataset.load(path))
         else:
             try:
                 parts.append(record_block(first, n, lambda done, more, f=first, w=won: show(f + done, w + more)))
-            except KeyboardInterrupt:
+            except KeyboardInterrupt as stop:
                 print(f"Stopped after {first} episodes. The same command goes on from there.", file=sys.stderr)
-                raise SystemExit(130) from None
+                raise SystemExit(128 + getattr(stop, "number", 2)) from None
             parts[-1].save(path)
         success = parts[-1].demos.success
         won += 0 if success is None else int(success.sum())
@@ -237,22 +249,3 @@ def _fps(env: Any, args: CollectOptions) -> int:
             raise Misuse(f"{args.env} does not say how many frames per second it has: give --fps.")
         return int(known)
     return args.fps
-
-
-def _progress_bar(args: CollectOptions) -> Any:
-    """Return a context that shows a bar on stderr and yields ``show(done, won)``."""
-    from contextlib import contextmanager
-
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    @contextmanager
-    def bar() -> Any:
-        columns = (TextColumn("episodes"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"))
-        console = Console(file=sys.stderr)
-        off = args.json or not console.is_terminal
-        with Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=off) as progress:
-            task = progress.add_task("", total=args.num_episodes)
-            yield lambda done, won: progress.update(task, completed=done, description=f"{won} succeeded")
-
-    return bar()

@@ -17,6 +17,7 @@ from denoiserl.cli.options import Flag, JsonOption, help_hint, parse
 from denoiserl.cli.task_options import TASK_HELP, parse_literal, require_task, split_task_args
 from denoiserl.core.counters import UNITS
 from denoiserl.core.errors import unknown_name_message
+from denoiserl.core.progress import say
 from denoiserl.core.quick import NOTE, SCALE, quick_defaults, reduce_amount
 from denoiserl.core.settings import Count, CountOrZero, OpenFraction, Seed, Settings
 
@@ -72,6 +73,7 @@ def compare(argv: list[str]) -> None:
     task_args, argv = split_task_args(argv)
     args = parse(CompareOptions, "compare", description, argv)
     study = build_comparison(args, task_args)
+    say(f"Loading the task {args.task} ...")
     from denoiserl.experiments import compare_report, run_comparison
 
     name = f"compare-{Path(args.task.partition(':')[0]).stem}{'-quick' if args.quick else ''}"

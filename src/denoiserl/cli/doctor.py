@@ -19,6 +19,7 @@ from denoiserl.cli.options import (
     help_hint,
     parse,
 )
+from denoiserl.core.progress import track
 from denoiserl.core.settings import Count, Seed, Settings
 
 
@@ -72,7 +73,7 @@ def doctor(argv: list[str]) -> None:
 
     task = loaded.task() if hasattr(loaded.program, "task_of") else None
     policy = loaded.load(task)
-    with loaded.place.activate():
+    with loaded.place.activate(), track("examine"):
         env, reward, prompts = _signal(args, loaded, task, policy)
         findings = examine(
             policy,

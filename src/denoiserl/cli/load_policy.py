@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from denoiserl.cli import Misuse
 from denoiserl.cli.run_folders import add_recipe_dir_to_path, find_run_folder
 from denoiserl.core.errors import RunError
+from denoiserl.core.progress import say
 
 if TYPE_CHECKING:
     from denoiserl.policy.policy import Policy
@@ -51,6 +52,7 @@ def load_policy(word: str, checkpoint: str, device: str | None) -> LoadedPolicy:
     """Return the policy that a word names: the folder of a run, the name of a run in ``runs/``, or a saved policy."""
     if not any(path.exists() for path in (Path(word), Path("runs") / word)):
         find_run_folder(word)  # raises, before torch is imported
+    say(f"Loading {word} ...")
     from denoiserl.core.serialization import store
     from denoiserl.data.formats import foreign
     from denoiserl.experiments.runner import load_run

@@ -13,6 +13,7 @@ from denoiserl.cli import Misuse
 from denoiserl.cli.options import help_hint, parse
 from denoiserl.cli.run_folders import add_recipe_dir_to_path, find_run_folder
 from denoiserl.core.errors import DenoiseRLError, RunError
+from denoiserl.core.progress import say
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def report(argv: list[str]) -> None:
     if len(paths) == 1 and args.out is None and (finish := _finish_of(paths[0])) is not None:
         finish(paths[0])
         return
+    say("Drawing ...")
     from denoiserl.core.serialization.store import write_text
     from denoiserl.report.run_report import run_report
 

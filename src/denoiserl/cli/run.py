@@ -25,6 +25,7 @@ from denoiserl.cli.source_args import read_args
 from denoiserl.cli.task_options import find_task
 from denoiserl.core.errors import unknown_name_message
 from denoiserl.core.imports import load_module
+from denoiserl.core.progress import say
 from denoiserl.core.quick import NOTE
 from denoiserl.core.serialization.args_json import from_json, to_json
 
@@ -75,6 +76,7 @@ def run(argv: list[str]) -> None:
     chosen = parse_as_declared(kind, f"run {word}", description, argv)
     machine: MachineOptions = chosen.machine
     settings = machine.runner_settings()
+    say(f"Loading {name} and the task {task} ...")
     from denoiserl.experiments import experiment, runner
 
     args = experiment.Args(
@@ -119,6 +121,7 @@ def _resume(word: str, argv: list[str]) -> None:
     path = find_run_folder(word)
     args = parse(ResumeOptions, f"run {word}", f"Go on with the run in {path}.", argv)
     settings = args.runner_settings()
+    say(f"Loading {path} ...")
     from denoiserl.experiments.runner import rerun
 
     add_recipe_dir_to_path(path)
@@ -135,6 +138,7 @@ def _run_program(program: ModuleType, command: str, name: str | None, argv: list
     )
     machine: MachineOptions = chosen.machine
     settings = machine.runner_settings()
+    say(f"Loading {description.splitlines()[0]} ..." if is_demo else f"Loading {command.removeprefix('run ')} ...")
     from denoiserl.experiments import runner
 
     program = load_module("denoiserl.demo") if is_demo else program

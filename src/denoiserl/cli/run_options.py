@@ -27,15 +27,15 @@ class ExperimentOptions(Settings):
 
     task: Annotated[str, tyro.conf.arg(help=TASK_WORDS, help_behavior_hint="(default: the recipe's own)")] = ""
     seed: Seed = 0
-    """random seed of the starting policy, the data and training; the default folder is RECIPE-TASK-SEED"""
+    """random seed of the starting policy, the data and training"""
     start_kind: Annotated[str | None, help_hint("(default: the recipe's, or the task's first)")] = None
     """kind of starting policy"""
     eval_every: Annotated[Count | None, help_hint("(default: a quarter of the iterations)")] = None
     """iterations between held-out evaluations"""
     quick: Flag = False
-    """a quick trial: a fiftieth of all default amounts of work; its numbers only show that everything runs"""
+    """a trial at a fiftieth of the default work, to see that it runs"""
     control: Literal["none", "imitation"] = "none"
-    """imitation: also spend the time of the improvement on more imitation of the start, for comparison"""
+    """also spend the same time on more imitation, for comparison"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class ResumeOptions(Settings):
     budget: Annotated[tuple[str, ...], help_hint("(default: no limit)")] = ()
     """limits of the run, such as: env_steps=200000 seconds=600"""
     eval_trials: CountOrZero = 100
-    """held-out trials of the best policy after the run; 0: none"""
+    """held-out trials of the policies before and after, at the end; 0: none"""
     progress: bool = True
     """show progress"""
 
@@ -59,18 +59,18 @@ class ResumeOptions(Settings):
 class MachineOptions(ResumeOptions):
     """Options of the machine and the run's folder."""
 
-    out: Annotated[Path | None, help_hint("(default: runs/RECIPE-TASK-SEED, or runs/demo)")] = None
-    """folder of the run; a default folder that holds another run is followed by -2, -3, ..."""
+    out: Annotated[Path | None, help_hint("(default: runs/RECIPE-TASK-SEED or runs/demo, then -2, -3, ...)")] = None
+    """folder of the run"""
     device: str = "cpu"
     """cpu, cuda, cuda:1 or mps"""
     precision: Literal["float32", "medium", "bf16"] = "float32"
     """precision of the networks; medium: float32 with faster products, such as TF32"""
     threads: Count = 1
-    """number of CPU threads (1 is best for small networks; use all cores for large ones)"""
+    """number of CPU threads; 1 suits small networks, all cores large ones"""
     save_every: Annotated[Count | None, help_hint("(default: a tenth of each loop, or a minute)")] = None
     """iterations between saves; changes no numbers"""
     env_restart_every: Annotated[Count | None, help_hint("(default: some episodes)")] = None
-    """iterations after which environments are reset, since simulators cannot be saved"""
+    """iterations between resets of environments, which cannot be saved"""
 
     def runner_settings(self) -> dict[str, Any]:
         """Return the keyword arguments of the runner. Raise Misuse for a budget that is none."""

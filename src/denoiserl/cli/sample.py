@@ -11,6 +11,7 @@ from denoiserl.cli.load_policy import load_policy
 from denoiserl.cli.options import CheckpointOption, DeviceOption, RunWord, help_hint, parse
 from denoiserl.cli.run_folders import find_run_folder
 from denoiserl.core.errors import RunError
+from denoiserl.core.progress import track
 from denoiserl.core.settings import Count, Seed, Settings
 
 
@@ -41,7 +42,7 @@ def sample(argv: list[str]) -> None:
     if task.render is None:
         raise RunError(f"task {task.name!r} cannot draw its policy: give it render(policy, seed, n), a dict of files")
     policy = loaded.load(task)
-    with loaded.place.activate():
+    with loaded.place.activate(), track(f"generate {args.num_samples} samples"):
         files = task.render(policy, args.seed, args.num_samples)
     out = args.out or find_run_folder(args.run) / "samples"
     out.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ import tyro
 
 from denoiserl.cli import Misuse
 from denoiserl.cli.options import Flag, JsonOption, help_hint, parse, print_table
+from denoiserl.core.progress import show_progress, track
 from denoiserl.core.settings import Count, Positive, Seed, Settings
 
 if TYPE_CHECKING:
@@ -97,13 +98,13 @@ def _upsample(args: UpsampleOptions, written_format: Kind) -> None:
     from denoiserl.report.marginals import marginals_plot
     from denoiserl.stats import fingerprint
     from denoiserl.train import Run
-    from denoiserl.train.progress import Progress
+    from denoiserl.train.progress import LoopProgress
 
     train, held_out, recorded = _split(args)
     model = Model(args.num_updates, args.batch_size, args.lr, args.width, args.depth, args.sampling_steps)
     if args.num_rows is None:
         args = replace(args, num_rows=min(10 * (len(train) + len(held_out)), MAX_ROWS[written_format]))
-    bar, kinds = Progress(not args.json), _column_kinds(args)
+    kinds = _column_kinds(args)
     Layout.fit(train, kinds)  # refuses what is not of its kind, before anything is written
     if len(train) < args.batch_size:
         raise Misuse(
@@ -115,13 +116,14 @@ def _upsample(args: UpsampleOptions, written_format: Kind) -> None:
     if len(train) < FEW:
         print(f"{len(train)} rows to learn from: below {FEW}, a model tends to remember them.", file=sys.stderr)
     run = Run(work, args.device)
-    run.watch = bar.update
     torch.manual_seed(args.seed)
     rows = train_generator(train, model, Rng(args.seed, args.device), run.stage("learn"), kinds)
-    try:
-        generated, dropped = _generate(_train_generator(rows, bar), args, bar)
-    finally:
-        bar.close()
+    with show_progress(not args.json) as display:
+        shown = LoopProgress(display)
+        run.watch = shown.update
+        generator = _train_generator(rows, shown)
+        with track("generate", args.num_rows) as advance:
+            generated, dropped = _generate(generator, args, advance)
     found = fidelity(generated, train, held_out, Rng(args.seed), min(args.num_updates, 2000), dropped)
     _write(args.out, written_format, generated, recorded)
     before, after = (torch.cat(list(columns(v).values()), 1) for v in (train, generated))
@@ -198,31 +200,32 @@ def _require_same_settings(work: Path, settings: dict[str, Any]) -> None:
     path.write_text(json.dumps(settings))
 
 
-def _train_generator(rows: Any, bar: Any) -> Any:
-    """Return the trained generator. On Ctrl-C, print how to go on and exit with code 130."""
+def _train_generator(rows: Any, shown: Any) -> Any:
+    """Return the trained generator. After a signal, print how to go on and exit with its code."""
     from denoiserl.train import Stopped
 
     try:
         while True:
-            bar.row(next(rows))
+            shown.row(next(rows))
     except StopIteration as stop:
         return stop.value
     except Stopped as stop:
-        bar.close()
         print(f"{stop} The same command goes on.", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + stop.number) from None
 
 
-def _generate(generator: Any, args: UpsampleOptions, bar: Any) -> tuple[Any, float]:
+def _generate(generator: Any, args: UpsampleOptions, advance: Any) -> tuple[Any, float]:
     from denoiserl.core.rng import Rng
-    from denoiserl.train import Position
 
     assert args.num_rows is not None
-    rows = args.num_rows
-    bar.update(Position("draw", 0, rows, 0))
-    return generator.sample(
-        rows, Rng(args.seed + 1, args.device), lambda done: bar.update(Position("draw", done, rows, 0))
-    )
+    made = 0
+
+    def on_rows(done: int) -> None:
+        nonlocal made
+        advance(done - made)
+        made = done
+
+    return generator.sample(args.num_rows, Rng(args.seed + 1, args.device), on_rows)
 
 
 def _write(out: Path, written_format: Kind, rows: Any, recorded: Any) -> None:

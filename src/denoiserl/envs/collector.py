@@ -26,6 +26,7 @@ from denoiserl.envs.backends.chunk import ChunkResult
 from denoiserl.envs.backends.faults import IN_A_ROW, EnvFault, OnFault
 from denoiserl.envs.backends.make import make_backend
 from denoiserl.envs.backends.sync import derive_seed
+from denoiserl.envs.remarks import PATIENCE, endless_note
 from denoiserl.envs.spaces import flat_size, prepare_actions, tensors
 from denoiserl.policy import chain as chains
 from denoiserl.policy.chain import Chain
@@ -210,6 +211,9 @@ class Collector:
         if not self._ended:
             self._life += int(length.max(1).sum())
             self._ended = len(ends) > 0
+            if not self._ended and self._life >= PATIENCE:
+                warnings.warn(endless_note(self.name), stacklevel=4)
+                self._ended = True  # warn once
         info = {
             "return": torch.from_numpy(returns.astype(np.float32)),
             "success": torch.from_numpy(success),

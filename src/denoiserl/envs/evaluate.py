@@ -18,6 +18,7 @@ from torch import Tensor
 
 from denoiserl.core.counters import no_usage_counting
 from denoiserl.core.errors import DenoiseRLError, InvalidInputError, RunError
+from denoiserl.core.progress import say, track
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import tree_map
 from denoiserl.data.rollout import Fault
@@ -105,12 +106,14 @@ def evaluate(
     owner, spec = make_backend(env, None if hasattr(env, "num_envs") else min(num_envs, episodes), processes, None)
     seeds = [derive_seed(seed, i) for i in range(episodes)]
     parts: list[_Round] = []
-    with no_usage_counting(), torch.no_grad():
+    with no_usage_counting(), torch.no_grad(), track("episodes", episodes) as advance:
         for begin in range(0, episodes, owner.count):
             part = seeds[begin : begin + owner.count]
             spare = [derive_seed(seed, -1 & 0xFFFF, i) for i in range(owner.count - len(part))]
             look = None if on_step is None else (lambda i, e, b=begin: on_step(b + (i or 0), e))
-            parts.append(_round(act, owner, spec, part + spare, len(part), max_episode_steps, look, not parts, codec))
+            parts.append(
+                _round(act, owner, spec, part + spare, len(part), max_episode_steps, look, not parts, codec, advance)
+            )
     if not hasattr(env, "num_envs"):
         owner.close()
     reports = any(p.reports for p in parts)
@@ -171,11 +174,12 @@ def _round(
     on_step: Any,
     ask: bool,
     codec: Any,
+    advance: Callable[[int], None],
 ) -> _Round:
     """Play one episode in every environment; the first ``n`` count.
 
     ``ask``: check whether the environment follows its seeds, and has the units of the policy's ``codec`` (None: no
-    check).
+    check). ``advance(k)`` is called when k episodes have ended.
     """
     obs, notes = remarks.compare_resets(owner, seeds, owner.reset) if ask else (owner.reset(seeds), [])
     if ask and codec is not None:
@@ -188,6 +192,7 @@ def _round(
     last_success, reports = np.zeros(owner.count, np.int8), False
     faults: dict[int, Fault] = {}
     while active.any() and lengths.max() < max_episode_steps:
+        steps_before = lengths.max()
         answer = act(tensors(obs, spec.obs, owner.name), rng)
         action = answer[0] if isinstance(answer, tuple) else answer
         out = owner.step_chunk(prepare_actions(action, spec, owner.count, owner.name)[0], active, 1.0, False, on_step)
@@ -202,7 +207,10 @@ def _round(
         returns += np.where(active, out.raw, 0.0)
         lengths += np.where(active, out.length, 0)
         obs = assign_rows(obs, active, out.after)
+        advance(int((active & out.done)[:n].sum()))
         active = active & ~out.done
+        if steps_before < remarks.PATIENCE <= lengths.max() and active[:n].all():
+            say(remarks.endless_note(owner.name))
     return _Round(
         first[:n], last_success[:n], returns[:n], lengths[:n], ~active[:n], solved, reports, starts, faults, notes
     )

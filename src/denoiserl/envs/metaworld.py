@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from denoiserl.core.errors import InvalidInputError, MissingExtraError, require, unknown_name_message
+from denoiserl.core.progress import iterate
 from denoiserl.core.rng import Rng
 from denoiserl.core.tree import tree_map
 from denoiserl.data.demos import Demonstrations
@@ -163,7 +164,7 @@ def demonstrations(
     eye = PixelObservation(env, pictures, state=proprioception) if pictures else None
     look = np.asarray if eye is None else eye.render_observation
     episodes, success = [], []
-    for i in range(n):
+    for i in iterate(range(n), "record demonstrations"):
         rng = Rng.rows([seed * 1_000_003 + i])
         believed = (flaws.goal_error * rng.normal(1, 2, 3)[0] * torch.tensor([1.0, 1.0, 0.5])).numpy()
         slips = (flaws.action_noise * rng.normal(1, horizon, 4)[0]).numpy()

@@ -19,6 +19,7 @@ from scipy.sparse.csgraph import dijkstra
 
 from denoiserl.core.counters import count_usage
 from denoiserl.core.errors import InvalidInputError, require
+from denoiserl.core.progress import track
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.tree import tree_map
 from denoiserl.data.demos import Demonstrations
@@ -179,15 +180,17 @@ def demonstrations(
     if n < 1:
         raise InvalidInputError(f"there is at least one demonstration, not {n}: raise n")
     env, played, tried = PushT(view, horizon), [], 0
-    while len(played) < n:
-        if tried >= 8 + 4 * n:
-            raise InvalidInputError(
-                f"the expert solved {len(played)} of {tried} episodes of {horizon} steps: raise horizon"
-            )
-        episode = _episode(env, (seed * 1_000_003 + tried) % 2**31, noise)
-        tried += 1
-        if episode.won:
-            played.append(episode)
+    with track("record demonstrations", n) as advance:
+        while len(played) < n:
+            if tried >= 8 + 4 * n:
+                raise InvalidInputError(
+                    f"the expert solved {len(played)} of {tried} episodes of {horizon} steps: raise horizon"
+                )
+            episode = _episode(env, (seed * 1_000_003 + tried) % 2**31, noise)
+            tried += 1
+            if episode.won:
+                played.append(episode)
+                advance()
     env.close()
     return Demonstrations.of([(e.seen, e.done) for e in played], [True] * n, [1.0] * n, "pusht")
 

@@ -18,6 +18,10 @@ from denoiserl.envs.backends.faults import EnvFault
 ALIKE = "begin with the same observation"
 
 
+PATIENCE = 1000
+"""environment steps after which an environment is named in which no episode has ended"""
+
+
 class Remark(UserWarning):
     """A warning that belongs to the numbers of an evaluation or a data set."""
 
@@ -110,6 +114,14 @@ def crash_notes(faults: dict[int, Fault], n: int, name: str) -> list[str]:
         f"{len(faults)} of {n} episodes of {name} crashed and count as failures, with the return they had until then: "
         f"{numbers}. Episode {number} {first.what}, at step {first.step}"
     ]
+
+
+def endless_note(name: str) -> str:
+    """Return the sentence about an environment in which no episode ends."""
+    return (
+        f"No episode of {name} has ended after {PATIENCE} steps: if none ever ends, give a limit "
+        "(--max-episode-steps N, or max_episode_steps=N)."
+    )
 
 
 def early_success_notes(count: int, n: int, name: str) -> list[str]:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from denoiserl.core.errors import InvalidInputError
+from denoiserl.core.progress import show_progress, track
 from denoiserl.core.rng import Rng
 from denoiserl.envs.evaluate import REACHED, WORDS
 from denoiserl.envs.remarks import remarks
@@ -71,17 +69,14 @@ def evaluate_policies(
     remarked: dict[str, list[str]] = {name: [] for name in policies}
     race = SequentialComparison(list(policies), level) if stop_early else None
     size = BLOCK if stop_early else trials
-    shown = progress and sys.stderr.isatty()
-    with Progress(console=Console(stderr=True), transient=True, disable=not shown) as bar:
-        job = bar.add_task("trials", total=trials * len(policies))
+    with show_progress(progress):
         for block in range(-(-trials // size)):
             n = min(size, trials - block * size)
             for name in _order(list(policies), Rng(seed + block)):
                 policy, place = policies[name]
-                with place.activate(), remarks() as sentences:
+                with place.activate(), remarks() as sentences, track(f"held-out trials: {name}"):
                     outcomes[name].append(task.evaluate(policy, seed + 7919 * block, n))
                 remarked[name] += sentences
-                bar.advance(job, n)
             if race is not None and _decided(race, {name: t[-1] for name, t in outcomes.items()}, task):
                 break
     for name, (policy, _) in policies.items():

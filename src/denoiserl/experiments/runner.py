@@ -28,15 +28,17 @@ from filelock import FileLock, Timeout
 
 from denoiserl.core.errors import DenoiseRLError, RunError
 from denoiserl.core.imports import load_module
+from denoiserl.core.progress import ProgressDisplay, show_progress
 from denoiserl.core.serialization import store
 from denoiserl.core.serialization.args_json import from_json, to_json
 from denoiserl.core.settings import Count, check_value
+from denoiserl.core.signals import signals_as_exceptions
 from denoiserl.experiments.run_record import free_folder, is_unborn, make_record, program_name
 from denoiserl.experiments.versions import utc_time
 from denoiserl.train.device import DeviceConfig
 from denoiserl.train.inputs import fingerprints
 from denoiserl.train.metrics_log import MetricsLog
-from denoiserl.train.progress import Progress
+from denoiserl.train.progress import LoopProgress
 from denoiserl.train.run_state import Run, Stopped
 from denoiserl.train.saved_state import count_durable_rows, find_states
 
@@ -90,9 +92,9 @@ def run(
         record = make_record(folder, settings, given, getattr(args, "seed", None), program, args)
         if record["finished"] is not None:
             return _result(folder, record, _last_row(folder), count_durable_rows(folder), True)
-        with place.activate() as record["place"]:
+        with place.activate() as record["place"], show_progress(progress) as display, signals_as_exceptions():
             store.write_json(folder / "run.json", record)
-            last, rows = _consume(program, args, keep, record["seed"], progress, tensorboard)
+            last, rows = _consume(program, args, keep, record["seed"], display, tensorboard)
         record |= {"finished": utc_time(), "unfinished": keep.cut, "spent": keep.usage()}
         store.write_json(folder / "run.json", record)
     return _result(folder, record, last, rows, False)
@@ -136,14 +138,15 @@ def load_run(folder: Path | str) -> tuple[ModuleType, Any, dict[str, Any]]:
 
 
 def _consume(
-    program: Any, args: Any, run: Run, seed: int | None, progress: bool, tensorboard: bool
+    program: Any, args: Any, run: Run, seed: int | None, display: ProgressDisplay, tensorboard: bool
 ) -> tuple[dict[str, Any] | None, int]:
     assert run.folder is not None
     done = count_durable_rows(run.folder)
-    journal, shown, last = MetricsLog(run.folder, done, tensorboard), Progress(progress), None
+    journal, shown, last = MetricsLog(run.folder, done, tensorboard), LoopProgress(display), None
     run.mark, run.watch = journal.mark, shown.update
-    if done:
-        shown.print(f"Resuming {run.folder} after {done} rows.")
+    begin = f"Resuming {run.folder} after {done} rows." if done else f"Writing to {run.folder}."
+    curves = f" Curves: tensorboard --logdir {run.folder}" if journal.boards is not None else ""
+    display.print(f"{begin} Ctrl-C saves; the same command goes on.{curves}")
     if seed is not None:  # networks are initialised from the global generators
         torch.manual_seed(seed)
         numpy.random.seed(seed % 2**32)
@@ -155,14 +158,13 @@ def _consume(
                 last = journal.write(row, run.current_loop(), time.perf_counter() - began)
                 shown.row(last)
     except KeyboardInterrupt as stop:
-        shown.close()
         message, again = "Stopped before the first save: nothing is kept.", "start again"
         if find_states(run.folder):
             message, again = "Stopped at once: the last save is kept.", "resume"
         message = str(stop) if isinstance(stop, Stopped) else message
-        print(f"{message} Run the same command again to {again} ({run.folder}).", file=sys.stderr, flush=True)
-        number = stop.number if isinstance(stop, Stopped) else 2
-        raise SystemExit(128 + number) from None
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            print(f"{message} Run the same command again to {again} ({run.folder}).", file=sys.stderr, flush=True)
+        raise SystemExit(128 + getattr(stop, "number", 2)) from None
     finally:
         shown.close()
         journal.close()

@@ -1,13 +1,8 @@
-"""State that a loop shares with its process: the global random generators, and signals that stop it."""
+"""State that a loop shares with its process: the global random generators."""
 
 from __future__ import annotations
 
 import random
-import signal
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
 from typing import Any
 
 import numpy
@@ -35,26 +30,3 @@ def set_random_state(state: dict[str, Any]) -> None:
     random.setstate(state["python"])
     if "cuda" in state and torch.cuda.device_count() == len(state["cuda"]):
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-@contextmanager
-def interrupts(on: bool) -> Iterator[list[int]]:
-    """Yield a list that Ctrl-C or SIGTERM appends to; a second signal has its usual effect."""
-    caught: list[int] = []
-    if not on or threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
-
-    def catch(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        for each, handler in usual.items():
-            signal.signal(each, handler)
-
-    before = {number: signal.signal(number, catch) for number in usual}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            if handler is not None and threading.current_thread() is threading.main_thread():
-                signal.signal(number, handler)

@@ -36,7 +36,8 @@ from denoiserl.core.device import as_device
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
 from denoiserl.core.serialization import store
 from denoiserl.core.settings import Count, Positive, check_value
-from denoiserl.train.process_state import interrupts, random_state, set_random_state
+from denoiserl.core.signals import Interrupted, interrupts
+from denoiserl.train.process_state import random_state, set_random_state
 from denoiserl.train.saved_state import RESERVED, digest_inputs, find_states, restore_objects, sort_objects
 
 RESTART = 25
@@ -51,13 +52,8 @@ class Saves(Protocol):
     def save(self, path: Path, /) -> Any: ...
 
 
-class Stopped(KeyboardInterrupt):
-    """Raised after a signal, when the loop has finished its iteration and saved its state."""
-
-    def __init__(self, where: str, number: int) -> None:
-        super().__init__(where)
-        self.number = number
-        """the signal"""
+class Stopped(Interrupted):
+    """Raised after a signal, when the loop has finished its iteration and saved its state; it says what was saved."""
 
 
 @dataclass
@@ -138,9 +134,9 @@ class Run:
         """Yield the remaining iteration numbers of 0 ... n-1, after restoring the named objects.
 
         ``given``: a tree of inputs that the loop does not change (data, prompts). Raise RunError if a resumed loop has
-        other inputs, or a policy with another codec. Named objects that are ``None`` are ignored. Ctrl-C and SIGTERM
-        let the iteration finish, save, and raise ``Stopped``; a second one stops at once. With objects that have
-        ``on_checkpoint``, an interrupted loop resumes from its last save.
+        other inputs, or a policy with another codec. Named objects that are ``None`` are ignored. Ctrl-C, SIGTERM
+        and SIGHUP let the iteration finish, save, and raise ``Stopped``; a second one stops at once. With objects that
+        have ``on_checkpoint``, an interrupted loop resumes from its last save.
         """
         if n is None and not any(k.budget for k in self._line()):
             raise RunError("A loop with n=None needs a budget: Run(budget={'seconds': 60}).")
@@ -188,7 +184,7 @@ class Run:
                     if caught:
                         of = "" if n is None else f" of {n}"
                         raise Stopped(
-                            f"Stopped: {saved}{of} iterations of {self.name or 'the run'} are saved.", caught[0]
+                            caught[0], f"Stopped: {saved}{of} iterations of {self.name or 'the run'} are saved."
                         )
                 if n is not None and at.iteration < n:
                     self._root().cut[self.name or "the run"] = (at.iteration, n)
