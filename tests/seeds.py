@@ -1,7 +1,8 @@
 """Shift the seeds of a test run: what a learner reaches must not hang on the seed that a test was written with.
 
 ``pytest --seed-shift 1`` adds a constant to every seed that torch, numpy, Python or ``Rng`` is given, in the tests and
-in the library alike. A test of numbers that another process or a file holds carries ``@pytest.mark.fixed_seed``.
+in the library alike. A test of numbers that another process or a file holds, or of seeds themselves, carries
+``@pytest.mark.fixed_seed``.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ def apply(number: int) -> None:
     rows = Rng.rows.__func__  # type: ignore[attr-defined]
 
     def shifted(cls: type[Rng], seeds: Any, device: Any = "cpu") -> Rng:
-        return rows(cls, torch.as_tensor(list(seeds) if isinstance(seeds, range) else seeds) + more, device)
+        numbers = np.asarray(seeds if isinstance(seeds, np.ndarray | torch.Tensor) else list(seeds))
+        return rows(cls, (numbers.astype(np.int64) + more).tolist(), device)
 
     Rng.rows = classmethod(shifted)  # type: ignore[assignment]

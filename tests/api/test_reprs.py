@@ -65,10 +65,12 @@ def kept() -> Weights:
     ],
     ids=lambda v: type(v).__name__ if not isinstance(v, str) else "",
 )
+@pytest.mark.fixed_seed
 def test_a_repr_is_a_line_of_what_it_is_and_its_sizes(thing: Any, words: str) -> None:
     assert repr(thing) == words and len(words) < 150
 
 
+@pytest.mark.fixed_seed
 def test_the_seed_is_that_of_the_stream_after_a_resume() -> None:
     saved, other = Rng(7), Rng(1)
     other.load_state_dict(saved.state_dict())

@@ -90,6 +90,7 @@ def test_anything_else_is_refused_with_a_remedy(rng: Any, make: Any) -> None:
         make(rng)
 
 
+@pytest.mark.fixed_seed
 @pytest.mark.parametrize(
     "seeds", [[1.5, 2.0], [True, False], [-1, 2], [2**64], None, 3, "12", [[1], [2]], torch.ones(2)]
 )

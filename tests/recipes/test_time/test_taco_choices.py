@@ -37,8 +37,8 @@ def test_taco_chooses_what_the_demonstrations_did_most() -> None:
     assert same(before, weights(made))
     chosen = made.generate(torch.zeros(400, 2), Rng(3)).mean((1, 2))
     assert float((own > 0).float().mean()) < 0.6
-    assert float((chosen > 0).float().mean()) > 0.9
-    assert float((chosen - 0.5).abs().median()) < 0.5 * float((own - 0.5).abs().median())
+    assert float((chosen > 0).float().mean()) > 0.68  # 0.92 ± 0.07 over nine seeds
+    assert float((chosen - 0.5).abs().median()) < 0.8 * float((own - 0.5).abs().median())  # 0.48 ± 0.10
 
 
 def test_the_most_familiar_of_one_plan_is_the_policys_plan_bit_for_bit() -> None:
