@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ def write(path: Path | str, tree: Any) -> Path:
         old.rename(path)
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir()
-    save_file(tensors, new / TENSORS)
+    _save_tensors(tensors, new / TENSORS)
     size, digest = _digest(new / TENSORS)
     text = _dumps(content)
     head = {"format": FORMAT, "version": VERSION, "bytes": size, "sha256": digest, "check": _hash(text)}
@@ -239,6 +240,17 @@ def _dumps(value: Any) -> str:
 
 def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Write tensors. Raise OSError if the system refuses, of which safetensors has only a text."""
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
 
 
 def _digest(file: Path) -> tuple[int, str]:
