@@ -30,6 +30,12 @@ MODELS = {f"{name}.model": type(kind().model) for name, kind in ARGS.items() if 
 RECORDS = {**ARGS, **MODELS, **{name: tasks.args_type(name) for name in tasks.TASKS}}
 
 
+def required(record: Any) -> dict[str, str]:
+    """Values of the fields without a default."""
+    lacks = dataclasses.MISSING
+    return {f.name: "x" for f in dataclasses.fields(record) if f.default is lacks and f.default_factory is lacks}
+
+
 def meaning(words: str) -> str:
     """What an option means: the words before the first semicolon; details of a recipe stand behind it."""
     return words.partition("; ")[0].partition(" (")[0]
@@ -130,7 +136,7 @@ def test_what_cannot_work_is_refused_when_the_record_is_made(name: str) -> None:
     assert cases
     for field, value in cases:
         with pytest.raises(RunError, match=rf"^{field}\b.*(give|Known)"):
-            record(**{field: value})
+            record(**required(record) | {field: value})
 
 
 WEIGHED = ("ddpo", "rwr", "flow_grpo", "tracerl", "diffu_grpo")
@@ -203,6 +209,7 @@ def test_the_ends_of_a_range_belong_to_it(name: str) -> None:
     fits |= {"batch_size": 1} if "buffer_size" in hints else {}
     fits |= {"model": {"batch_size": 1}} if name == "synther_sac" else {}
     fits |= {"execution_horizon": 1} if name == "env" else {}
+    fits |= required(RECORDS[name])
     for field, kind in hints.items():
         for end in edges(kind):
             try:

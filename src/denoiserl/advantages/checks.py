@@ -58,7 +58,8 @@ def finite(valid: Tensor | None = None, **tensors: Tensor) -> None:
             values = ", ".join(f"{name}{list(i)} = {x[i].item()}" for i in where)
             raise InvalidInputError(
                 f"{int(bad.sum())} of {bad.numel()} values of {name} are not finite: {values}. Repair the source, or "
-                "leave them out with mask_invalid_rewards(reward, invalid_rewards='drop'), and pass its valid mask on."
+                "leave them out: --invalid-rewards drop of a recipe, or mask_invalid_rewards(reward, 'drop') in your "
+                "own code, with its valid mask."
             )
 
 

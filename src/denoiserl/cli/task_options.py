@@ -54,7 +54,10 @@ def find_task(recipe: Any, argv: list[str]) -> str:
     following = zip(argv, [*argv[1:], ""], strict=False)
     given = [next_word for word, next_word in following if word == "--task"]
     given += [word.removeprefix("--task=") for word in argv if word.startswith("--task=")]
-    task = given[-1] if given else getattr(recipe, "DEFAULT_TASK", "")
+    usual = getattr(recipe, "DEFAULT_TASK", "")
+    if any(word.partition("=")[0] == "--model" for word in argv):  # a model of the user's own
+        usual = tasks.OWN_MODEL.get(usual, usual)
+    task = given[-1] if given else usual
     if not task:
         raise Misuse(f"Give a task: --task {TASK_WORDS}.")
     require_task(task)

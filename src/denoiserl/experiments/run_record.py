@@ -130,8 +130,8 @@ def _iters(args: dict[str, Any]) -> int | None:
 
 
 def is_unborn(folder: Path) -> bool:
-    """Return whether a folder holds only the settings of a run that stopped before its first row and first save."""
-    files = [p for p in folder.iterdir() if p.name not in (".lock", "run.json", "tb")]
+    """Return whether a folder holds only the settings and the start of a run that stopped before its first row."""
+    files = [p for p in folder.iterdir() if p.name not in (".lock", "run.json", "tb", "start")]
     return all(p.is_file() and p.stat().st_size == 0 for p in files)
 
 

@@ -26,7 +26,7 @@ import numpy
 import torch
 from filelock import FileLock, Timeout
 
-from denoiserl.core.errors import DenoiseRLError, RunError
+from denoiserl.core.errors import RunError
 from denoiserl.core.imports import load_module
 from denoiserl.core.progress import ProgressDisplay, show_progress
 from denoiserl.core.serialization import store
@@ -175,11 +175,11 @@ def _consume(
 
 @contextmanager
 def _removed_if_refused(folder: Path) -> Iterator[None]:
-    """Remove the folder after an error of ours if it is new and holds no row and no save."""
+    """Remove the folder after an error if it is new and holds no row and no save."""
     new = [place for place in (folder, folder.parent) if not place.exists()]
     try:
         yield
-    except DenoiseRLError:
+    except Exception:
         if folder in new and folder.is_dir() and is_unborn(folder):
             shutil.rmtree(folder)
             with contextlib.suppress(OSError):  # others have put something into it

@@ -7,6 +7,8 @@
 | zero-shot | act, for rewards that are specified after training | data |
 | shapes | generate the image that a prompt describes | reward |
 | sudoku | solve puzzles | reward, data |
+| generator | a user's image generator, reward and prompts | reward |
+| language | a user's masked language model, verifier and prompts | reward |
 | my_file.py:make_task | a function that returns a ``Task`` | any |
 """
 
@@ -32,8 +34,14 @@ TASKS = {
     "zero-shot": "denoiserl.tasks.zero_shot",
     "shapes": "denoiserl.tasks.shapes",
     "sudoku": "denoiserl.tasks.sudoku",
+    "generator": "denoiserl.tasks.generator",
+    "language": "denoiserl.tasks.language",
 }
 """built-in tasks: a module each, with a dataclass ``Args`` and ``task(args)``"""
+
+
+OWN_MODEL = {"shapes": "generator", "sudoku": "language"}
+"""the task of a user's own model, for recipes whose default task is one of ours"""
 
 
 def find_task(word: str) -> tuple[str, str]:

@@ -48,7 +48,7 @@ class Args(Settings):
     policy_depth: Count = 2
     """layers of the policy network"""
     tokens_per_step: Count = 4
-    """cells revealed per step in training"""
+    """tokens revealed per step; cells, in training"""
     label_noise: Fraction = 0.05
     """probability that a label is wrong; a cell of the corpus"""
     decoder_temperature: Positive = 1.0
