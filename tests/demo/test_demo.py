@@ -41,6 +41,7 @@ ARGS = demo.Args(
 def test_the_demo_goes_on_where_it_stopped_and_tells_what_it_did(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(demo, "count_cores", lambda: 0)  # in this process, where the world can be changed
     monkeypatch.setattr(env_task, "render_trials", lambda *x: {"episodes.gif": b"GIF89a" + bytes(20)})
     folder, played = tmp_path / "demo", []
     judge = shapes_task.outcomes
@@ -71,6 +72,15 @@ def test_the_demo_goes_on_where_it_stopped_and_tells_what_it_did(
     assert summary["seconds"] > sum(act.seconds or 0 for act in acts)
     assert "data:image/gif" in page and "data:image/png" in page and "more imitation" in page
     assert "improved by reward" in capsys.readouterr().out
+
+
+def test_one_act_runs_alone_in_a_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    args = dataclasses.replace(ARGS, acts=("language",), quick=True)
+    result = run(demo, args, tmp_path / "demo", progress=True, tensorboard=False)
+    assert result["rows"] == 1 and list(result["last"])[2] == "language/puzzles solved, 4 cells per step"
+    assert "imitate 4/4" in (tmp_path / "demo" / "language.log").read_text()
+    page = demo.finish(tmp_path / "demo").read_text(encoding="utf-8")
+    assert "A quick trial" in page and "Robot" not in page
 
 
 def test_unknown_acts_and_missing_folders_are_refused(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_nobody_demonstrates_where_there_is_no_script():
 @pytest.mark.parametrize("kind", ["gaussian", "flow", "diffusion"])
 def test_without_demonstrations_a_policy_begins_knowing_nothing(kind: str):
     pytest.importorskip("gymnasium")
-    base = env_task.Args(env="Pendulum-v1", policy_width=16)
+    base = env_task.Args(env="Pendulum-v1", policy_width=16, start="none")
     begun = env_task.task(base).start_policy(0, Run(), kind)
     with pytest.raises(StopIteration) as ended:
         next(begun)
@@ -110,6 +110,18 @@ def test_without_demonstrations_a_policy_begins_knowing_nothing(kind: str):
     told = env_task.outcomes(policy, base, 0, 2)
     assert "success" not in told and told["return"].shape == (2,) and bool((told["length"] == 200).all())
     assert policy.generate(torch.zeros(1, 3), Rng(0)).shape == (1, 5, 1)
+
+
+def test_only_a_gaussian_policy_begins_untrained_unasked():
+    """PPO learns from nothing; a method that fine-tunes would train noise for an hour, so it asks."""
+    pytest.importorskip("gymnasium")
+    base = env_task.Args(env="Pendulum-v1", policy_width=16)
+    for kind in ("flow", "diffusion"):
+        with pytest.raises(RunError, match=r"give demonstrations with --data, .* --start none"):
+            next(env_task.task(base).start_policy(0, Run(), kind))
+    with pytest.raises(StopIteration):
+        next(env_task.task(base).start_policy(0, Run(), "gaussian"))
+    assert not env_task.has_demonstrations(env_task.Args(start="none"))
 
 
 def test_a_saved_policy_is_where_a_run_starts(tmp_path: Path):

@@ -12,9 +12,9 @@ import tyro
 
 import denoiserl
 from denoiserl.cli import Misuse
-from denoiserl.cli.compare import count_cores
 from denoiserl.cli.options import Flag, JsonOption, help_hint, parse, print_table
 from denoiserl.core.errors import unknown_name_message
+from denoiserl.core.machine import count_cores
 from denoiserl.core.progress import say
 from denoiserl.core.settings import CountOrZero, Settings
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,16 +16,12 @@ from denoiserl.cli.options import Flag, JsonOption, help_hint, parse
 from denoiserl.cli.task_options import TASK_HELP, parse_literal, require_task, split_task_args
 from denoiserl.core.counters import UNITS
 from denoiserl.core.errors import unknown_name_message
+from denoiserl.core.machine import count_cores
 from denoiserl.core.progress import say
 from denoiserl.core.quick import NOTE, SCALE, quick_defaults, reduce_amount
 from denoiserl.core.settings import Count, CountOrZero, OpenFraction, Seed, Settings
 
 PREFIX = {"k": 1e3, "K": 1e3, "M": 1e6}
-
-
-def count_cores() -> int:
-    """Return the number of parallel processes that suits this machine: its cores, eight at most."""
-    return max(1, min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
 
 
 @dataclass(frozen=True)

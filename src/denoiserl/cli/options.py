@@ -33,7 +33,7 @@ def parse_as_declared(kind: type[T], command: str, description: str, argv: list[
     try:
         found = tyro.cli(kind, prog=f"denoiserl {command}", description=description, args=argv, config=config)
         device = getattr(getattr(found, "machine", found), "device", None)
-        if device not in (None, "cpu"):
+        if device not in (None, "auto", "cpu"):
             from denoiserl.core.device import as_device
 
             as_device(device)

@@ -61,8 +61,8 @@ class MachineOptions(ResumeOptions):
 
     out: Annotated[Path | None, help_hint("(default: runs/RECIPE-TASK-SEED or runs/demo, then -2, -3, ...)")] = None
     """folder of the run"""
-    device: str = "cpu"
-    """cpu, cuda, cuda:1 or mps"""
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1 or mps"""
     precision: Literal["float32", "medium", "bf16"] = "float32"
     """precision of the networks; medium: float32 with faster products, such as TF32"""
     threads: Count = 1

@@ -7,6 +7,15 @@ import torch
 from denoiserl.core.errors import RunError
 
 
+def resolve_device(name: str) -> str:
+    """Return the name of a device; for "auto" that of a GPU (CUDA, then MPS) if there is one, else cpu."""
+    if name != "auto":
+        return name
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
 def as_device(device: str | torch.device) -> torch.device:
     """Return the device of a name. Raise RunError if there is none of that name, or this torch cannot use it."""
     try:

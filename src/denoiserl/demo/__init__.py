@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from denoiserl.core.errors import RunError
+from denoiserl.core.machine import count_cores
+from denoiserl.core.serialization.args_json import to_json
 from denoiserl.core.settings import Count, Seed, Settings
 from denoiserl.demo import act, page
+from denoiserl.experiments.jobs import Job, run_jobs
 from denoiserl.experiments.runner import load_run
 from denoiserl.recipes.generators import flow_grpo
 from denoiserl.recipes.language import tracerl
@@ -49,15 +52,24 @@ class Args(Settings):
 
 
 def train(args: Args, run: Run | None = None) -> Iterator[dict]:
-    """Run the acts one after another and yield their rows. Raise RunError without a folder, where the report is
-    written.
+    """Run the acts, as many side by side as there are cores, and yield a row of held-out results for each.
+
+    Raise RunError without a folder, where the report is written.
     """
     if run is None or run.folder is None:
         raise RunError("the demo writes a report: run it in a folder, denoiserl demo --out runs/demo")
-    for name in args.acts:
-        trials = args.episodes if name == "robot" else args.trials
-        task_args = getattr(args, f"{name}_task")
-        yield from act.run_act(name, getattr(args, name), task_args, args.seed, trials, run.stage(name), args.quick)
+    jobs = [act_job(args, name, run.folder) for name in args.acts]
+    run_jobs(jobs, min(len(jobs), count_cores()), str(run.device), lines=True)
+    for job in jobs:
+        task = act.TASKS[job.label](getattr(args, f"{job.label}_task"))
+        yield {f"{job.label}/{c.metric}": c.after.mean for c in act.results(job.label, task, job.folder)}
+
+
+def act_job(args: Args, name: str, folder: Path) -> Job:
+    """Return the job of an act, a run of its own in a subfolder."""
+    trials = args.episodes if name == "robot" else args.trials
+    method, task = to_json(getattr(args, name)), to_json(getattr(args, f"{name}_task"))
+    return Job(act.__name__, act.Args(name, method, task, args.seed, trials, args.quick), folder / name, name)
 
 
 def finish(folder: Path | str) -> Path:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from denoiserl.core.errors import RunError
 from denoiserl.core.quick import reduce_amount
 from denoiserl.core.serialization import store
+from denoiserl.core.serialization.args_json import from_json
 from denoiserl.experiments.experiment import improve_with_eval
 from denoiserl.policy.policy import Policy
 from denoiserl.recipes.generators import flow_grpo
@@ -27,10 +28,30 @@ RECIPES: dict[str, Any] = {"robot": dppo, "image": flow_grpo, "language": tracer
 """the recipe that improves each act"""
 TASKS: dict[str, Callable[[Any], Task]] = {"robot": env.task, "image": shapes.task, "language": sudoku.task}
 """the task of each act"""
+DEFAULTS: dict[str, Any] = {"robot": env.Args(), "image": shapes.Args(), "language": sudoku.Args()}
+"""settings of each task"""
 NEVER = 1_000_000
 """iterations between held-out evaluations: so many that only the last iteration has one"""
 SHOWN = 16
 """number of samples, episodes or puzzles in the report"""
+
+
+@dataclass(frozen=True)
+class Args:
+    """Settings that determine the numbers of an act."""
+
+    act: str
+    """robot, image or language"""
+    method: dict[str, Any]
+    """settings of the recipe"""
+    task: dict[str, Any]
+    """settings of the task"""
+    seed: int = 0
+    """random seed"""
+    trials: int = 200
+    """number of held-out trials"""
+    quick: bool = False
+    """a quick trial"""
 
 
 def compute_once(folder: Path, name: str, compute: Callable[[], Any]) -> Any:
@@ -41,17 +62,24 @@ def compute_once(folder: Path, name: str, compute: Callable[[], Any]) -> Any:
     return store.read(path)
 
 
-def run_act(
-    name: str, args: Any, task_args: Any, seed: int, trials: int, run: Run, quick: bool = False
-) -> Iterator[dict]:
-    """Run the act ``name`` and yield its rows of metrics; at its end the results are in ``run.folder``.
+def train(args: Args, run: Run | None = None) -> Iterator[dict]:
+    """Run an act and yield its rows of metrics; at its end the results are in ``run.folder``.
 
-    Training, trials and pictures use different seeds. ``quick``: the evaluation during learning has few trials.
+    Training, trials and pictures use different seeds. A quick trial has few trials during learning, too.
     """
+    if run is None or run.folder is None:
+        raise RunError("an act writes its results: give it a run with a folder")
+    recipe, make_task = RECIPES[args.act], TASKS[args.act]
+    settings = from_json(recipe.Args, args.method)
+    task_args = from_json(type(DEFAULTS[args.act]), args.task)
+    yield from run_act(recipe, settings, make_task(task_args), task_args.pretrain_updates, args, run)
+
+
+def run_act(recipe: Any, settings: Any, task: Task, updates: int, args: Args, run: Run) -> Iterator[dict]:
+    """Yield the rows of an act: imitation of ``updates``, improvement, and more imitation for the same time."""
     assert run.folder is not None
-    folder, recipe = run.folder, RECIPES[name]
-    task = TASKS[name](task_args)
-    if quick:
+    folder, seed, trials = run.folder, args.seed, args.trials
+    if args.quick:
         task = replace(task, num_eval_trials=reduce_amount("trials", task.num_eval_trials))
     assert task.render is not None and task.continue_imitation is not None
 
@@ -71,13 +99,13 @@ def run_act(
     evaluate(start, "before")
 
     improvement = run.stage("improve")
-    yield from improve_with_eval(recipe.improve, recipe.SIGNAL, task, policy, args, seed, improvement, NEVER)
+    yield from improve_with_eval(recipe.improve, recipe.SIGNAL, task, policy, settings, seed, improvement, NEVER)
     evaluate(policy, "after")
     run.save_last(policy)
 
     spent = {"imitate": imitation.usage()["seconds"], "improve": improvement.usage()["seconds"]}
     spent = compute_once(folder, "seconds", lambda: spent)
-    more = max(1, round(task_args.pretrain_updates * spent["improve"] / spent["imitate"]))
+    more = max(1, round(updates * spent["improve"] / spent["imitate"]))
     yield from task.continue_imitation(start, seed, more, run.stage("control"), 1)
     evaluate(start, "imitation")
 

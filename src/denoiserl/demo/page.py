@@ -54,11 +54,10 @@ def write(folder: Path, a: Any) -> Path:
         "versions": record["versions"],
     }
     store.write_json(folder / "summary.json", summary)
-    rows = read_metrics(folder / "metrics.jsonl", DRAWN) if (folder / "metrics.jsonl").exists() else []
     first = comparison_section(main, "Before, more imitation, after")
     sections = [Section(first.title, [Note(NOTE), *first.pieces]) if a.quick else first]
     for name, comparisons in found.items():
-        sections.append(_act(name, tasks[name], comparisons, folder / name, rows))
+        sections.append(_act(name, tasks[name], comparisons, folder / name))
     sections.append(Section("Settings", [Settings("Options", record.pop("args")), Settings("Run", record)]))
     path = write_page(
         folder / "report.html", "DenoiseRL demo", sections, LEAD, f"{seconds:.0f} s of learning and trials"
@@ -73,7 +72,7 @@ def write(folder: Path, a: Any) -> Path:
     return path
 
 
-def _act(name: str, task: Task, comparisons: list[Comparison], folder: Path, rows: list[Any]) -> Section:
+def _act(name: str, task: Task, comparisons: list[Comparison], folder: Path) -> Section:
     recipe = act.RECIPES[name]
     doc = (recipe.__doc__ or "").splitlines()[0]
     verdict = f"{comparisons[0].metric.capitalize()}: {comparisons[0].verdict()}."
@@ -94,7 +93,8 @@ def _act(name: str, task: Task, comparisons: list[Comparison], folder: Path, row
         pieces += [Note(text) for text in texts]
     if comparisons[1:]:
         pieces.append(comparison_table(comparisons[1:]))
-    mine = [row for row in rows if str(row.get("stage", "")).startswith(name)]
+    file = folder / "metrics.jsonl"
+    mine = read_metrics(file, DRAWN) if file.exists() else []
     curves: list[Piece] = []
     for section in curve_sections(mine) if group_by_stage(mine) else []:
         curves += [Prose(section.title), *section.pieces]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from denoiserl.core.errors import RunError
+from denoiserl.core.progress import ProgressTask, show_progress
 from denoiserl.core.serialization import store
 from denoiserl.core.serialization.args_json import from_json, to_json
 from denoiserl.experiments.runner import run
@@ -48,12 +50,20 @@ def work(spec: str) -> None:
     sys.path[:0] = [p for p in job["path"] if p not in sys.path]
     recipe = importlib.import_module(job["module"])
     args = from_json(recipe.Args, job["args"])
-    run(recipe, args, job["folder"], device=job["device"], threads=1, progress=False, tensorboard=False)
+    run(recipe, args, job["folder"], device=job["device"], threads=1, progress=job["lines"], tensorboard=job["lines"])
 
 
-def run_jobs(jobs: Sequence[Job], processes: int, device: str = "cpu", progress: bool = True, said: str = "") -> None:
+def run_jobs(
+    jobs: Sequence[Job],
+    processes: int,
+    device: str = "cpu",
+    progress: bool = True,
+    said: str = "",
+    lines: bool = False,
+) -> None:
     """Run all unfinished jobs, ``processes`` at a time; 0 runs them in this process, one after another.
 
+    ``lines``: show the newest line of every running job, not one bar for all.
     After a job fails no other job starts and the running ones finish; then raise RunError with its last message.
     """
     todo = [job for job in jobs if not job.is_finished]
@@ -63,19 +73,23 @@ def run_jobs(jobs: Sequence[Job], processes: int, device: str = "cpu", progress:
             run(recipe, job.args, job.folder, device=device, threads=1, progress=False, tensorboard=False)
         return
     waiting, running, failed = list(todo), [], []
-    with _Bar(jobs, said, progress) as bar:
+    shown = _Lines(progress) if lines else _Bar(jobs, said, progress)
+    with shown as bar:
         try:
             while (waiting and not failed) or running:
                 while waiting and not failed and len(running) < processes:
                     job = waiting.pop(0)
-                    running.append((job, _spawn(job, device)))
+                    running.append((job, _spawn(job, device, lines)))
                 time.sleep(0.2)
                 for pair in [pair for pair in running if pair[1].poll() is not None]:
                     running.remove(pair)
                     if pair[1].returncode:
                         failed.append(pair[0])
                 bar.show([job for job, _ in running])
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
+            for _, process in running:
+                if getattr(stop, "number", signal.SIGINT) != signal.SIGINT:  # Ctrl-C reaches them by itself
+                    process.terminate()
             for _, process in running:
                 process.wait()
             print("Stopped: finished work is kept. Run the same command again to resume.", file=sys.stderr)
@@ -85,12 +99,12 @@ def run_jobs(jobs: Sequence[Job], processes: int, device: str = "cpu", progress:
                 if process.poll() is None:
                     process.terminate()
     if failed:
-        log = (failed[0].folder.parent / f"{failed[0].folder.name}.log").read_text(encoding="utf-8").strip()
+        log = _log(failed[0]).read_text(encoding="utf-8").strip()
         raise RunError(f"{failed[0].label} failed: {log.splitlines()[-1] if log else 'it left no message'}")
 
 
-def _spawn(job: Job, device: str) -> subprocess.Popen[bytes]:
-    spec, log = (job.folder.parent / f"{job.folder.name}.{end}" for end in ("job.json", "log"))
+def _spawn(job: Job, device: str, lines: bool) -> subprocess.Popen[bytes]:
+    spec, log = job.folder.parent / f"{job.folder.name}.job.json", _log(job)
     spec.parent.mkdir(parents=True, exist_ok=True)
     paths = [os.getcwd(), *(p for p in sys.path if p)]
     record = {
@@ -99,11 +113,55 @@ def _spawn(job: Job, device: str) -> subprocess.Popen[bytes]:
         "folder": str(job.folder),
         "device": device,
         "path": paths,
+        "lines": lines,
     }
     store.write_json(spec, record)
     one = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with log.open("wb") as out:
         return subprocess.Popen([sys.executable, "-c", CODE, str(spec)], stdout=out, stderr=out, env=one)
+
+
+def _log(job: Job) -> Path:
+    """Return the file of what a job's process writes."""
+    return job.folder.parent / f"{job.folder.name}.log"
+
+
+class _Lines:
+    """The newest line of every running job: beside a bar each in a terminal, every few seconds elsewhere."""
+
+    def __init__(self, on: bool) -> None:
+        self.context = show_progress(on)
+        self.tasks: dict[str, ProgressTask] = {}
+        self.written = time.monotonic()
+
+    def __enter__(self) -> _Lines:
+        self.display = self.context.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        for task in self.tasks.values():
+            self.display.end(task)
+        self.context.__exit__(*error)
+
+    def show(self, running: Sequence[Job]) -> None:
+        """Show the running jobs, and end those that are over."""
+        names = {job.label for job in running}
+        for name in [name for name in self.tasks if name not in names]:
+            self.display.end(self.tasks.pop(name), keep=True)
+        due = time.monotonic() - self.written >= self.display.every
+        for job in running:
+            task = self.tasks.get(job.label) or self.tasks.setdefault(job.label, self.display.add(job.label))
+            line = _newest_line(_log(job))
+            if due and not self.display.terminal and line != task.newest:
+                self.display.print(f"{job.label}: {line}")
+                self.written = time.monotonic()
+            self.display.update(task, newest=line)
+
+
+def _newest_line(path: Path) -> str:
+    """Return the last line of a log; of a file that does not exist yet, none."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return text.rstrip().rpartition("\n")[2]
 
 
 class _Bar:

@@ -26,6 +26,7 @@ import numpy
 import torch
 from filelock import FileLock, Timeout
 
+from denoiserl.core.device import resolve_device
 from denoiserl.core.errors import RunError
 from denoiserl.core.imports import load_module
 from denoiserl.core.progress import ProgressDisplay, show_progress
@@ -71,6 +72,7 @@ def run(
     SIGTERM). A second Ctrl-C stops at once, and the run resumes from its last save. A folder made here goes again
     if the run is refused before its first row.
     """
+    device = resolve_device(device)
     settings = {
         "program": program_name(program),
         "args": to_json(args),
@@ -146,7 +148,8 @@ def _consume(
     run.mark, run.watch = journal.mark, shown.update
     begin = f"Resuming {run.folder} after {done} rows." if done else f"Writing to {run.folder}."
     curves = f" Curves: tensorboard --logdir {run.folder}" if journal.boards is not None else ""
-    display.print(f"{begin} Ctrl-C saves; the same command goes on.{curves}")
+    place = "" if run.device.type == "cpu" else f" Device: {run.device}."
+    display.print(f"{begin}{place} Ctrl-C saves; the same command goes on.{curves}")
     if seed is not None:  # networks are initialised from the global generators
         torch.manual_seed(seed)
         numpy.random.seed(seed % 2**32)

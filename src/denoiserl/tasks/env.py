@@ -20,7 +20,6 @@ from torch import Tensor
 
 from denoiserl.control.acting import check_policy_fits, eval_actor, set_execution_horizon
 from denoiserl.control.noise_steering import as_deterministic, steer
-from denoiserl.core.counters import no_usage_counting
 from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
 from denoiserl.core.settings import Count, CountOrZero, NonNegative, Positive, Settings
@@ -28,6 +27,7 @@ from denoiserl.data import Demonstrations, TanhCodec
 from denoiserl.envs import Collector, evaluate
 from denoiserl.envs.by_name import demonstrations, environment, has_script
 from denoiserl.envs.frame_stack import ObservationHistory
+from denoiserl.envs.success import reports_success
 from denoiserl.policy.policy import Policy
 from denoiserl.report.episode_video import FEW, episode_video
 from denoiserl.tasks.base import Task
@@ -52,7 +52,7 @@ class Args(Settings):
     obs_keys: str = ""
     """names of observations of --data to keep: observation.state"""
     start: str | None = None
-    """policy to improve: a run, a saved policy or a LeRobot checkpoint (None: a clone)"""
+    """policy to improve: a run, a saved policy, a LeRobot checkpoint, or none (None: a clone)"""
     obs_horizon: Count = 1
     """observations that the policy sees; the one at --start (T_o)"""
     max_episode_steps: Count | None = None
@@ -92,7 +92,7 @@ class Args(Settings):
 
     def check_relations(self) -> None:
         """Raise RunError if settings do not fit each other."""
-        if self.start is None:  # the policy at start has horizons of its own
+        if self.start in (None, "none"):  # the policy at start has horizons of its own
             self.require_order("execution_horizon", "action_horizon")
             self.require_fit(self.obs_horizon == 1, f"obs_horizon = {self.obs_horizon} needs a policy at start: give 1")
 
@@ -106,8 +106,15 @@ def make_env(base: Args) -> Any:
     return env if base.obs_horizon == 1 else partial(ObservationHistory, env, base.obs_horizon)
 
 
+def start_path(base: Args) -> str | None:
+    """Return the path of the policy to improve; None for a clone or an untrained policy."""
+    return None if base.start == "none" else base.start
+
+
 def has_demonstrations(base: Args) -> bool:
-    """Return whether there are demonstrations."""
+    """Return whether there are demonstrations to clone."""
+    if base.start == "none":
+        return False
     return base.data != "none" if base.data is not None else has_script(base.env)
 
 
@@ -116,8 +123,8 @@ def load_demonstrations(base: Args, seed: int) -> Demonstrations:
     """Return demonstrations: the scripted expert's, failures included, or those at ``data``, equal for all seeds."""
     if not has_demonstrations(base):
         raise RunError(
-            f"{base.env} has no scripted expert: give demonstrations with --data, or a policy with --start; dppo, ppo, "
-            "reinflow, fpo, gorl, sac and td3 can start from an untrained policy"
+            f"{base.env} has no scripted expert: give demonstrations with --data, or a policy with --start. Methods "
+            "that learn from the environment can begin with an untrained policy: --start none"
         )
     if base.data is not None:
         choice = base.out_of_bounds_actions, base.exclude_episodes, base.obs_keys
@@ -155,16 +162,17 @@ def untrained_policy(kind: Make, base: Args, source: Demonstrations | Collector,
 
 def load_start(base: Args, run: Run) -> Policy:
     """Return the policy at ``start``. Raise an error if it does not fit the environment."""
-    assert base.start is not None
-    policy = load_policy(base.start, run.device, base.sampling_steps, base.min_denoising_std)
-    check_policy_fits(policy, probe_env(make_env(base)), base.start)
+    path = start_path(base)
+    assert path is not None
+    policy = load_policy(path, run.device, base.sampling_steps, base.min_denoising_std)
+    check_policy_fits(policy, probe_env(make_env(base)), path)
     set_execution_horizon(policy, base.execution_horizon)
     return policy
 
 
 def untrained_start(base: Args, seed: int, run: Run) -> Policy:
     """Return an untrained diffusion policy for methods that imitate. Raise RunError if ``start`` is given."""
-    if base.start is not None:
+    if start_path(base) is not None:
         raise RunError(
             f"this method trains new weights, and start={base.start} names an existing policy: continue its cloning "
             "with diffusion_policy.improve(policy, demos, args, rng), or improve it by RL, run dppo --start ..."
@@ -174,7 +182,7 @@ def untrained_start(base: Args, seed: int, run: Run) -> Policy:
 
 def squashed_start(base: Args, seed: int, run: Run) -> Policy:
     """Return an untrained tanh-Gaussian policy, or the policy at ``start``."""
-    if base.start is not None:
+    if start_path(base) is not None:
         return load_start(base, run)
     env = probe_env(make_env(base))
     policy_spec(env)  # raises for unsupported observations and actions
@@ -185,12 +193,13 @@ def squashed_start(base: Args, seed: int, run: Run) -> Policy:
 def cloned_policy(kind: Make, base: Args, seed: int, run: Run, nothing: bool = True) -> Generator[dict, None, Policy]:
     """Train a policy of a kind by imitation: yield metrics and return the policy.
 
-    If ``start`` is given, return that policy. Without demonstrations return an untrained one, or raise RunError if
-    ``nothing`` is False.
+    If ``start`` is given, return that policy. Return an untrained one if ``start`` or ``data`` is "none", or of a
+    Gaussian policy without demonstrations. Otherwise raise RunError if there are none, or if ``nothing`` is False.
     """
-    if base.start is not None:
+    if start_path(base) is not None:
         return load_start(base, run)
-    if nothing and not has_demonstrations(base):
+    untrained = "none" in (base.start, base.data) or kind is gaussian
+    if nothing and untrained and not has_demonstrations(base):
         return untrained_policy(kind, base, probe_env(make_env(base)), seed, run)
     demos = load_demonstrations(base, seed)
     policy = untrained_policy(kind, base, demos, seed, run)
@@ -242,32 +251,6 @@ def render_trials(policy: Policy, base: Args, seed: int, n: int) -> dict[str, by
     return episode_video(make_eval_actor(policy, base), make_env(base), min(n, FEW), 1_000_000 + seed)
 
 
-PROBE_STEPS = 1000
-"""steps within which an environment must report success for the first time"""
-
-
-def reports_success(base: Args) -> bool:
-    """Return whether the environment reports success.
-
-    Environments with scripts do. Others are stepped until an episode ends, or for ``PROBE_STEPS`` steps: some report it
-    only at the end.
-    """
-    if has_script(base.env):
-        return True
-    env = Collector(make_env(base), 1)
-    still = torch.as_tensor(env.spec.low) if env.spec.choices else torch.zeros(env.spec.action)
-    zeros = still.expand(1, 1, *env.spec.action)
-    try:
-        with no_usage_counting():
-            for _ in range(PROBE_STEPS):
-                step = env.collect(lambda obs, rng: (zeros, None), 1, Rng(0))
-                if "success" in step.info or bool(step.done.any()):
-                    return "success" in step.info
-        return False
-    finally:
-        env.close()
-
-
 def task(base: Args) -> Task:
     """Return the task: learn from the environment's reward, or from its demonstrations."""
     kinds = {"diffusion": diffusion, "gaussian": gaussian, "flow": flow}
@@ -282,7 +265,9 @@ def task(base: Args) -> Task:
             "untrained": partial(untrained_start, base),
         },
         lambda policy, seed, n: outcomes(policy, base, seed, n),
-        METRICS if reports_success(base) else {k: v for k, v in METRICS.items() if k != "success"},
+        METRICS
+        if has_script(base.env) or reports_success(make_env(base))
+        else {k: v for k, v in METRICS.items() if k != "success"},
         env=lambda copies, seed: Collector(
             make_env(base), copies, seed, base.num_workers, on_fault=base.on_fault, timeout=base.env_timeout
         ),
@@ -293,8 +278,8 @@ def task(base: Args) -> Task:
                 policy, base, seed, updates, base.pretrain_lr, keep, number
             )
         )
-        if has_demonstrations(base) and base.start is None
+        if has_demonstrations(base) and start_path(base) is None
         else None,
         caption="The first episodes from held-out starts, at twice their speed.",
-        num_denoising_steps=base.sampling_steps if base.start is None else None,
+        num_denoising_steps=base.sampling_steps if start_path(base) is None else None,
     )
