@@ -2,7 +2,7 @@
 
 from denoiserl.data.codecs.action_chunk import ActionChunkCodec
 from denoiserl.data.codecs.normalize import Normalizer
-from denoiserl.data.codecs.running_norm import RunningNormCodec
+from denoiserl.data.codecs.running_norm import DiscreteActionCodec, RunningNormCodec
 from denoiserl.data.codecs.squash import TanhCodec
 from denoiserl.data.demos import Demonstrations
 from denoiserl.data.replay import ReplayBuffer
@@ -11,6 +11,7 @@ from denoiserl.data.windows import EpochSampler, Windows, windows
 __all__ = [
     "ActionChunkCodec",
     "Demonstrations",
+    "DiscreteActionCodec",
     "EpochSampler",
     "Normalizer",
     "ReplayBuffer",

@@ -6,7 +6,7 @@ from denoiserl.processes.diffusion import Diffusion, GaussianDenoiser
 from denoiserl.processes.learned_noise import NoiseInjectedDenoiser
 from denoiserl.processes.masked import Masked, step_map
 from denoiserl.processes.meanflow import MeanFlow, MeanVelocityDenoiser
-from denoiserl.processes.one_step import GaussianHead, OneStep
+from denoiserl.processes.one_step import CategoricalHead, GaussianHead, OneStep
 from denoiserl.processes.relay import Relay
 from denoiserl.processes.schedule import (
     VP,
@@ -40,6 +40,7 @@ from denoiserl.processes.transition import (
 __all__ = [
     "VP",
     "Autoregressive",
+    "CategoricalHead",
     "Cosine",
     "Diffusion",
     "GaussianDenoiser",

@@ -38,12 +38,15 @@ class OneStep(Process):
             raise InvalidInputError(unknown_name_message(self.law, ["gaussian", "categorical"], "law"))
 
     def steps(self, times: Tensor, std_scale: float = 1.0) -> StepTable:
-        """Return the table of one step. ``std_scale`` scales a Gaussian's std: 0 for the mean, the usual evaluation."""
+        """Return the table of one step. ``std_scale`` scales a Gaussian's std: 0 for the mean, the usual evaluation.
+
+        A categorical decision takes 1, or 0 for its most likely choice.
+        """
         if len(times) != 2:
             raise InvalidInputError(f"a one-step process has the grid time_grid(1), not {len(times) - 1} steps")
-        if std_scale < 0 or (std_scale != 1 and self.law != "gaussian"):
+        if std_scale < 0 or (std_scale not in (0, 1) and self.law != "gaussian"):
             raise InvalidInputError(
-                f"std_scale is at least 0, and 1 except for Gaussians, not {std_scale}: leave it at 1"
+                f"std_scale is at least 0, and 0 or 1 except for Gaussians, not {std_scale}: leave it at 1"
             )
         table = {} if std_scale == 1 else {"spread": torch.tensor([std_scale], dtype=torch.float64)}
         return StepTable(times.double().cpu(), table, (std_scale > 0,))
@@ -81,6 +84,8 @@ class OneStep(Process):
     ) -> Distribution:
         mean = estimate.mean
         if self.law == "categorical":
+            if step is not None and "spread" in step.table:  # the most likely choice alone
+                return Delta(mean.argmax(-1), x.ndim - batch)
             return Categorical(mean, x.ndim - batch, mask)
         std = estimate.extra.get("std")
         if std is None:
@@ -143,3 +148,28 @@ class GaussianHead(Denoiser):
                 "make them equal"
             )
         return Estimate(mean, {"std": self.std.float().expand(mean.shape)})
+
+
+class CategoricalHead(Denoiser):
+    """A policy of discrete actions: ``net`` returns logits [B, H, n] of a chunk of H actions with n choices each.
+
+    a ~ softmax(net(c)),   decisions [B, H, 1] of whole numbers 0 ... n − 1
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        require_network(net)
+        self.config = {"net": net}
+        self.net = net
+
+    def embed_condition(self, cond: Any) -> Any:
+        """Return the network's own embedding of the condition."""
+        return self.net.embed_condition(cond) if hasattr(self.net, "embed_condition") else cond  # type: ignore[operator]
+
+    def embed_time(self, t: Tensor) -> Any:
+        """Return the network's own embedding of the times."""
+        return self.net.embed_time(t) if hasattr(self.net, "embed_time") else t  # type: ignore[operator]
+
+    def forward(self, x: Tensor, clock: Any, context: Any) -> Estimate:
+        """Return the logits [B, H, 1, n]."""
+        return Estimate(run_in_precision(self.net, x.float(), clock, context).float().unsqueeze(-2))

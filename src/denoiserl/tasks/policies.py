@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from denoiserl.core.errors import InvalidInputError
-from denoiserl.data import ActionChunkCodec, Demonstrations, RunningNormCodec
+from denoiserl.data import ActionChunkCodec, Demonstrations, DiscreteActionCodec, RunningNormCodec
 from denoiserl.data.codecs.action_chunk import refusal
 from denoiserl.data.codecs.squash import box_centre_and_half
 from denoiserl.envs import Collector
@@ -21,6 +21,7 @@ from denoiserl.nn import MLP, Actor, TwoTimeNet
 from denoiserl.nn.vision import ImageConditionedNet, in_bytes
 from denoiserl.policy.policy import Policy
 from denoiserl.processes import (
+    CategoricalHead,
     Diffusion,
     GaussianDenoiser,
     GaussianHead,
@@ -120,7 +121,10 @@ def require_flat_actions(env: Collector) -> None:
     if found.choices is not None or len(found.action) != 1:
         discrete = f"one of {found.choices} choices (Discrete)"
         what = f"an array {list(found.action)}" if found.choices is None else discrete
-        raise InvalidInputError(f"{env.name} takes {what} as an action: these policies output numbers [d], so {BOXED}")
+        remedy = "run ppo, which learns discrete actions, or " if found.choices is not None else ""
+        raise InvalidInputError(
+            f"{env.name} takes {what} as an action, and these policies output numbers [d]: {remedy}{BOXED}"
+        )
 
 
 def network(base: Sizes, known: PolicySpec, **more: Any) -> nn.Module:
@@ -155,7 +159,12 @@ def flow(base: Sizes, source: Demonstrations | Collector, seed: int, device: str
 
 
 def gaussian(base: Sizes, source: Demonstrations | Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
-    """Return a Gaussian policy: it trains with its learned std, and evaluates with its mean."""
+    """Return a Gaussian policy: it trains with its learned std, and evaluates with its mean.
+
+    For an environment with discrete actions it is a categorical policy.
+    """
+    if isinstance(source, Collector) and source.spec.choices is not None:
+        return categorical(base, source, seed, device)
     torch.manual_seed(seed)
     known = policy_spec(source)
     process, fresh = OneStep(), isinstance(source, Collector)
@@ -164,6 +173,19 @@ def gaussian(base: Sizes, source: Demonstrations | Collector, seed: int, device:
     )
     steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), std_scale=0.0)
     return Policy.of(process, head.to(device), (base.action_horizon, known.action_dim), steps, serve, known.codec)
+
+
+def categorical(base: Sizes, source: Collector, seed: int, device: str | torch.device = "cpu") -> Policy:
+    """Return a categorical policy of one discrete action: it trains with its samples, evaluates with the likeliest."""
+    torch.manual_seed(seed)
+    choices = source.spec.choices
+    assert choices is not None
+    size, event = source.obs_dim, (1, 1)
+    codec = DiscreteActionCodec.for_choices(size, int(source.spec.low))
+    net = MLP(event, cond=size, width=base.policy_width, layer_norm=True, time=0, out=(1, choices), zero=True)
+    process = OneStep("categorical")
+    steps, serve = process.steps(time_grid(1)), process.steps(time_grid(1), std_scale=0.0)
+    return Policy.of(process, CategoricalHead(net).to(device), event, steps, serve, codec)
 
 
 def squashed_gaussian(event: tuple[int, int], seen: int, width: int, depth: int, codec: Any, seed: int) -> Policy:

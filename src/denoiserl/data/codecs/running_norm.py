@@ -81,3 +81,23 @@ class RunningNormCodec:
         """Load saved statistics."""
         for name in ("mean", "variance", "count"):
             getattr(self, name).copy_(state[name])
+
+
+@dataclass(frozen=True)
+class DiscreteActionCodec(RunningNormCodec):
+    """Observations as ``RunningNormCodec``; decisions [B, H, 1] are discrete actions [B, H], counted from ``first``."""
+
+    first: int = 0
+
+    @staticmethod
+    def for_choices(size: int, first: int = 0) -> DiscreteActionCodec:
+        """Return a codec of observations [..., size] without statistics."""
+        return DiscreteActionCodec(torch.zeros(size), torch.ones(size), torch.zeros(()), first=first)
+
+    def encode(self, data: Tensor) -> Tensor:
+        """Convert actions to decisions."""
+        return (data - self.first).long().unsqueeze(-1)
+
+    def decode(self, sample: Tensor) -> Tensor:
+        """Convert decisions to actions."""
+        return sample.squeeze(-1) + self.first

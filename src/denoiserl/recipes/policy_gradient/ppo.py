@@ -11,7 +11,8 @@ output: actions
 process: one-step
 likelihood: rescore
 
-A decision is drawn in one step, a ~ N(μ(s), σ²), where σ is learned and does not depend on the state. With Â from GAE,
+A decision is drawn in one step, a ~ N(μ(s), σ²), where σ is learned and does not depend on the state; a discrete action
+is drawn from a categorical distribution. With Â from GAE,
 
     L = mean over decisions of −min(ρ Â, clip(ρ, 1 ± ε) Â) − c H,   ρ = π(a | s) / π_old(a | s)
 
@@ -28,8 +29,8 @@ Differences:
 - The critic goes on learning after the actor has stopped.
 - The KL is checked before every gradient step, not once per epoch.
 
-Start from a policy with ``GaussianHead``: its mean at 0, or cloned from demonstrations. The defaults are for a clone: a
-low ``lr``, and ``critic_warmup`` iterations for the critic alone.
+Start from a policy with ``GaussianHead``: its mean at 0, or cloned from demonstrations. A clone learns with a low
+``lr``, and after ``critic_warmup`` iterations for the critic alone. ``CategoricalHead`` is for discrete actions.
 
 Expect, with the defaults, on Meta-World's drawer-open (100 held-out starts; one seed), for a clone that is served by
 its mean:
@@ -65,7 +66,7 @@ from denoiserl.control.value_baseline import ValueBaseline
 from denoiserl.core.errors import InvalidInputError
 from denoiserl.core.rng import Rng, as_rng
 from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, OpenFraction, Positive, Settings
-from denoiserl.distributions import Gaussian
+from denoiserl.distributions import Categorical, Gaussian
 from denoiserl.envs import Collector
 from denoiserl.losses import approx_kl, clip_fraction, ppo_clip
 from denoiserl.policy.chain import ChainSteps
@@ -94,9 +95,9 @@ class Args(Settings):
     """range ε of the ratio, clipped to 1 ± ε; of the joint ratio of a decision"""
     entropy_coef: NonNegative = 0.0
     """weight of the entropy bonus"""
-    lr: Positive = 1e-5
-    """learning rate; of the policy at the start: small for a pretrained one, 3e-4 and more for a small one from
-    scratch"""
+    lr: Positive | None = None
+    """learning rate; of the policy at the start (None: 1e-5 for a clone, 3e-4 for one that begins untrained, whose
+    codec has running statistics)"""
     value_lr: Positive = 1e-3
     """learning rate of the value function; at the start"""
     final_lr_fraction: Fraction = 1.0
@@ -129,21 +130,20 @@ def improve(
     """Improve a Gaussian policy in an environment. ``penalty(law)`` [N], of its distribution, is added to the loss."""
     check_inputs(policy, env, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
-    if not isinstance(policy.process, OneStep) or policy.process.law != "gaussian":
-        raise InvalidInputError(
-            "PPO improves policies that decide in one Gaussian step, OneStep(): a denoising one needs dppo"
-        )
+    if not isinstance(policy.process, OneStep):
+        raise InvalidInputError("PPO improves policies that decide in one step, OneStep(): a denoising one needs dppo")
     run, execute = run or Run(), set_execution_horizon(policy)
     env.discount(args.gamma)
     act = training_actor(policy, len(policy.train_steps), execute)
     baseline = ValueBaseline(policy, env, args.value_lr, args.gamma, args.gae_lambda, rng, args.max_grad_norm)
-    optimizer = adamw(policy.parameters(), args.lr)
+    policy_lr = args.lr or (1e-5 if statistics(policy) is None else 3e-4)
+    optimizer = adamw(policy.parameters(), policy_lr)
     check_optimizer_covers(optimizer, policy.weights.module)
 
     state = {"policy": policy, "optimizer": optimizer, "baseline": baseline, "rng": rng, "env": env}
     for iteration in run.loop(args.iterations, **state, statistics=statistics(policy)):
         lr_fraction = 1 - (1 - args.final_lr_fraction) * iteration / args.iterations
-        for each, lr in ((optimizer, args.lr), (baseline.optimizer, args.value_lr)):
+        for each, lr in ((optimizer, policy_lr), (baseline.optimizer, args.value_lr)):
             for group in each.param_groups:
                 group["lr"], group["eps"] = lr * lr_fraction, 1e-5
 
@@ -188,18 +188,23 @@ def update_policy(
     This is a function, so that a minibatch is freed before the next one runs.
     """
     law, y = policy.rescore(steps)
-    assert isinstance(law, Gaussian)
+    assert isinstance(law, Gaussian | Categorical)
     log_prob = law.log_prob(y)  # log π(a | s)
     kl = float(approx_kl(log_prob.detach(), old_log_prob))
     if kl > args.target_kl:
         return None
     loss = ppo_clip(log_prob, old_log_prob, advantage, args.clip_range).mean()  # −min(ρ Â, clip(ρ, 1 ± ε) Â)
-    loss = loss - args.entropy_coef * law.entropy().mean()  # − c H
+    entropy = law.entropy().mean()
+    loss = loss - args.entropy_coef * entropy  # − c H
     if penalty is not None:
+        assert isinstance(law, Gaussian)
         loss = loss + penalty(law).mean()
     row = {"loss/policy": optimizer_step(optimizer, loss, clip=args.max_grad_norm)["loss"], "ppo/approx_kl": kl}
     row["ppo/clip_fraction"] = float(clip_fraction(log_prob.detach(), old_log_prob, args.clip_range))
-    return row | {"policy/std": float(law.std.detach().mean())}
+    spread = (
+        {"policy/std": law.std.detach().mean()} if isinstance(law, Gaussian) else {"policy/entropy": entropy.detach()}
+    )
+    return row | {name: float(value) for name, value in spread.items()}
 
 
 SIGNAL = "env"
