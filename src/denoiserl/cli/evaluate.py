@@ -116,10 +116,10 @@ def evaluate(argv: list[str]) -> None:
         print(f"\nSaved in {out}: eval.json (summary), trials.jsonl (every trial) and the plots.")
 
 
-def evaluate_run(folder: Path, trials: int, progress: bool, repeated: bool = False) -> None:
+def evaluate_run(folder: Path, trials: int, progress: bool, repeated: bool = False) -> bool:
     """Evaluate a run's policies before and after improvement on the same trials; print a table and write it.
 
-    A ``repeated`` run prints the table that it has written before.
+    A ``repeated`` run prints the table that it has written before. Return whether the task can draw samples.
     """
     from denoiserl.experiments import evaluation_report as report
     from denoiserl.experiments.evaluate_policies import evaluate_policies
@@ -130,7 +130,7 @@ def evaluate_run(folder: Path, trials: int, progress: bool, repeated: bool = Fal
     record = report.load_record(folder / VERDICT, trials) if repeated else None
     if record is not None and (AFTER in record["policies"]):
         _print_record(record)
-        return
+        return bool(record.get("draws", True))
     after = load_policy(str(folder), "best" if has_policy(folder, "best") else "last", None)
     paths = {BEFORE: folder / "start", CONTROL: folder / "control" / "last", AFTER: after.path}
     loaded = {name: replace(after, path=path) for name, path in paths.items() if path.is_dir()}
@@ -152,6 +152,7 @@ def evaluate_run(folder: Path, trials: int, progress: bool, repeated: bool = Fal
     sys.stdout.flush()
     written = {name: str(loaded[name].path) for name in policies}
     report.write(found, task, policies, written, folder / VERDICT, media=False)
+    return task.render is not None
 
 
 def _print_record(record: dict[str, Any], metrics: Sequence[str] = ()) -> None:

@@ -177,9 +177,10 @@ def _print_result(result: dict[str, Any], args: ResumeOptions, program: ModuleTy
     from denoiserl.train.saved_state import has_policy
 
     if has_policy(folder, "best") or has_policy(folder, "last"):
+        draws = hasattr(program, "task_of")
         if args.eval_trials and hasattr(program, "task_of"):
             from denoiserl.cli.evaluate import evaluate_run
 
-            evaluate_run(folder, args.eval_trials, args.progress, result["repeated"])
+            draws = evaluate_run(folder, args.eval_trials, args.progress, result["repeated"])
         place = shlex.quote(str(folder))
-        print(f"Next: denoiserl report {place}, denoiserl sample {place}, denoiserl eval {place}")
+        print(f"Next: {', '.join(f'denoiserl {v} {place}' for v in ('report', *['sample'] * draws, 'eval'))}")

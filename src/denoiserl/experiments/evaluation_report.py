@@ -136,6 +136,7 @@ def write(
     record = make_record(found) | {
         "policies": {k: {"fingerprint": found.prints[k], "path": paths[k]} for k in policies},
         "files": [PLOT, *pictures],
+        "draws": task.render is not None,
     }
     store.write_json(
         folder / RECORD, record

@@ -75,7 +75,8 @@ def default_folder(args: Args) -> str:
     """
     method = Path(args.recipe).name.removesuffix(".py").rpartition(".")[2]
     env = args.task_args.get("env")
-    word = env if isinstance(env, str) and env not in ("", "none") else args.task
+    word = env if isinstance(env, str) and env else args.task
+    word = Path(str(args.task_args.get("data"))).stem if word == "none" else word
     place, _, own = word.rpartition(":")
     word = Path(place).stem if place.endswith(".py") else own
     task = re.sub(r"[^A-Za-z0-9_.-]+", "-", word).strip("-.") or "task"

@@ -22,7 +22,7 @@ from denoiserl.control.acting import check_policy_fits, eval_actor, set_executio
 from denoiserl.control.noise_steering import as_deterministic, steer
 from denoiserl.core.errors import RunError
 from denoiserl.core.rng import Rng
-from denoiserl.core.settings import Count, CountOrZero, NonNegative, Positive, Settings
+from denoiserl.core.settings import Count, CountOrZero, Fraction, NonNegative, Positive, Settings
 from denoiserl.data import Demonstrations, TanhCodec
 from denoiserl.envs import Collector, evaluate
 from denoiserl.envs.by_name import demonstrations, environment, has_script
@@ -30,6 +30,7 @@ from denoiserl.envs.frame_stack import ObservationHistory
 from denoiserl.envs.success import reports_success
 from denoiserl.policy.policy import Policy
 from denoiserl.report.episode_video import FEW, episode_video
+from denoiserl.tasks import clone
 from denoiserl.tasks.base import Task
 from denoiserl.tasks.policies import diffusion, flow, gaussian, policy_spec, probe_env
 from denoiserl.tasks.policies import squashed_gaussian as squashed_policy
@@ -42,7 +43,7 @@ class Args(Settings):
     """Settings of the environment and the starting policy."""
 
     env: str = "metaworld:drawer-open-v3"
-    """environment; metaworld:TASK, pusht, pixels:ENV, a Gymnasium id, envpool:ID, my_file.py:make_env"""
+    """environment; metaworld:TASK, pusht, pixels:ENV, a Gymnasium id, envpool:ID, my_file.py:make_env, or none"""
     data: str | None = None
     """data to learn from; demonstrations in a folder or file, or "none" (None: the environment's expert, if any)"""
     out_of_bounds_actions: Literal["error", "clip"] = "error"
@@ -51,6 +52,8 @@ class Args(Settings):
     """numbers of episodes of --data to leave out: 0-2,5"""
     obs_keys: str = ""
     """names of observations of --data to keep: observation.state"""
+    held_out_fraction: Fraction = 0.1
+    """share that is held out for trials; of the episodes, with --env none"""
     start: str | None = None
     """policy to improve: a run, a saved policy, a LeRobot checkpoint, or none (None: a clone)"""
     obs_horizon: Count = 1
@@ -253,6 +256,8 @@ def render_trials(policy: Policy, base: Args, seed: int, n: int) -> dict[str, by
 
 def task(base: Args) -> Task:
     """Return the task: learn from the environment's reward, or from its demonstrations."""
+    if base.env == "none":
+        return clone.task(base)
     kinds = {"diffusion": diffusion, "gaussian": gaussian, "flow": flow}
     return Task(
         base.env.removeprefix("metaworld:"),

@@ -63,7 +63,7 @@ class Args(Settings):
     lora_targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
     """layers with adapters; their names"""
     held_out_fraction: Fraction = 0.2
-    """share of the prompts for trials alone; of fewer than 5, all are in both parts"""
+    """share that is held out for trials; of the prompts, if there are 5 or more"""
     sample_batch_size: Count = 16
     """samples that trials generate at a time; pictures"""
     num_eval_trials: Count = 32

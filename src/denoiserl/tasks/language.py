@@ -71,7 +71,7 @@ class Args(Settings):
     lora_targets: str = "all-linear"
     """layers with adapters; all-linear, or a regular expression of their names"""
     held_out_fraction: Fraction = 0.2
-    """share of the prompts for trials alone; of fewer than 5, all are in both parts"""
+    """share that is held out for trials; of the prompts, if there are 5 or more"""
     sample_batch_size: Count = 32
     """samples that trials generate at a time; answers"""
     num_eval_trials: Count = 64

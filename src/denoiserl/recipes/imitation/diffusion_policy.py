@@ -76,6 +76,13 @@ def improve(
     """
     check_inputs(policy, data, SIGNAL, args, Args)
     rng = as_rng(rng, policy.device)
+    rows = training_rows(policy, data, args)
+    how: dict[str, Any] = {"batch": args.batch_size, "lr": args.lr, "warmup": 100, "run": run}
+    yield from fit(policy.process, policy.denoiser, rows, None, args.num_updates, rng, **how)
+
+
+def training_rows(policy: Policy, data: Demonstrations | EpisodeDataset, args: Args) -> TrainingRows:
+    """Return the windows of demonstrations as rows for ``fit``: chunks of actions with the observations before them."""
     data = data.demos if isinstance(data, EpisodeDataset) else data
     check_data_fits(policy, data)
     horizon, past = policy.event_shape[0], getattr(policy.codec, "history", 1) - 1  # chunks begin ``past`` steps ago
@@ -92,9 +99,7 @@ def improve(
         inside = window.valid(index)[:, chunks].roll(-past, 1)[..., None].expand(chunk.shape)  # now first
         return {"x0": chunk, "cond": cond, "counts": inside if padded else None}
 
-    how: dict[str, Any] = {"batch": args.batch_size, "lr": args.lr, "warmup": 100, "run": run}
-    rows = TrainingRows(len(window), lambda index: select(index.cpu()), data)
-    yield from fit(policy.process, policy.denoiser, rows, None, args.num_updates, rng, **how)
+    return TrainingRows(len(window), lambda index: select(index.cpu()), data)
 
 
 SIGNAL = "data"
