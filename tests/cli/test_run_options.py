@@ -121,14 +121,14 @@ def test_the_help_of_the_demo_shows_its_own_options_and_takes_those_of_its_acts(
 ) -> None:
     assert main(["demo", "--help"]) == 0
     shown = capsys.readouterr().out
-    assert shown.index("--acts") < shown.index("--device") and shown.count("\n") < 60
+    assert shown.index("--act ") < shown.index("--device") and shown.count("\n") < 60
     assert "2**32" in shown and "--robot.lr" not in shown and "run dppo --help" in shown
     calls = []
     monkeypatch.setattr(runner, "run", lambda program, args, folder, **_: calls.append((program, args)) or exit(0))
-    assert main(["demo", "--robot.iterations", "3", "--image-task.pretrain-updates", "5", "--acts", "robot"]) == 0
+    assert main(["demo", "--robot.iterations", "3", "--image-task.pretrain-updates", "5", "--act", "robot"]) == 0
     ((program, args),) = calls
     assert isinstance(args, program.Args) and isinstance(args.robot, recipes.load("dppo").Args)
-    assert (args.robot.iterations, args.image_task.pretrain_updates, args.acts) == (3, 5, ("robot",))
+    assert (args.robot.iterations, args.image_task.pretrain_updates, args.act) == (3, 5, ("robot",))
 
 
 def test_dir_lists_only_names_that_can_be_used() -> None:

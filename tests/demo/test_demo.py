@@ -75,16 +75,16 @@ def test_the_demo_goes_on_where_it_stopped_and_tells_what_it_did(
 
 
 def test_one_act_runs_alone_in_a_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    args = dataclasses.replace(ARGS, acts=("language",), quick=True)
+    args = dataclasses.replace(ARGS, act=("language",), quick=True)
     result = run(demo, args, tmp_path / "demo", progress=True, tensorboard=False)
     assert result["rows"] == 1 and list(result["last"])[2] == "language/puzzles solved, 4 cells per step"
     assert "imitate 4/4" in (tmp_path / "demo" / "language.log").read_text()
     page = demo.finish(tmp_path / "demo").read_text(encoding="utf-8")
-    assert "A quick trial" in page and "Robot" not in page
+    assert "A quick trial" in page and ">Robot<" not in page
 
 
 def test_unknown_acts_and_missing_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="Did you mean 'robot'"):
-        run(demo, dataclasses.replace(ARGS, acts=("robt",)), tmp_path / "x", progress=False, tensorboard=False)
+        run(demo, dataclasses.replace(ARGS, act=("robt",)), tmp_path / "x", progress=False, tensorboard=False)
     with pytest.raises(RunError, match="in a folder"):
         next(demo.train(ARGS))

@@ -10,7 +10,7 @@ from denoiserl import tasks
 from denoiserl.cli import Misuse
 from denoiserl.core.errors import RunError
 
-TASK_WORDS = f"{', '.join(tasks.TASKS)}, my_module:make_task or my_file.py:make_task"
+TASK_WORDS = f"{', '.join(tasks.TASKS)}, or my_file.py:make_task"
 TASK_HELP = f"{TASK_WORDS}; its options are --task.NAME, such as --task.env pusht"
 
 

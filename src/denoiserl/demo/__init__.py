@@ -29,8 +29,8 @@ from denoiserl.train import Run
 class Args(Settings):
     seed: Seed = 0
     """random seed"""
-    acts: tuple[Literal["robot", "image", "language"], ...] = ("robot", "image", "language")
-    """acts to run, in this order"""
+    act: tuple[Literal["robot", "image", "language"], ...] = ("robot", "image", "language")
+    """acts to run; side by side where there are cores"""
     trials: Count = 500
     """held-out trials of the image and the language act"""
     episodes: Count = 200
@@ -58,7 +58,7 @@ def train(args: Args, run: Run | None = None) -> Iterator[dict]:
     """
     if run is None or run.folder is None:
         raise RunError("the demo writes a report: run it in a folder, denoiserl demo --out runs/demo")
-    jobs = [act_job(args, name, run.folder) for name in args.acts]
+    jobs = [act_job(args, name, run.folder) for name in args.act]
     run_jobs(jobs, min(len(jobs), count_cores()), str(run.device), lines=True)
     for job in jobs:
         task = act.TASKS[job.label](getattr(args, f"{job.label}_task"))

@@ -41,7 +41,7 @@ LEAD = (
 def write(folder: Path, a: Any) -> Path:
     """Write ``summary.json`` and ``report.html``, print the three rows of every act, and return the report's path."""
     record = store.read_json(folder / "run.json")
-    names = a.acts
+    names = a.act
     tasks = {name: act.TASKS[name](getattr(a, f"{name}_task")) for name in names}
     found = {name: act.results(name, tasks[name], folder / name) for name in names}
     main = [comparisons[0] for comparisons in found.values()]

@@ -51,8 +51,9 @@ class Comparison:
         if self.after.compare(self.before) == -self.sign:
             return "worse than before: the intervals are apart"
         if self.imitation is not None and self.after.compare(self.imitation) == -self.sign:
-            gain = "better than before, but " if self.after.compare(self.before) == self.sign else "no gain shown, and "
-            return f"{gain}more imitation for the same time did better: the intervals are apart"
+            better = self.after.compare(self.before) == self.sign
+            gain = "better than before, but not than" if better else "no gain shown, and worse than"
+            return f"{gain} more imitation for the same time: the intervals are apart"
         if self.after.compare(self.before) == 0:
             return "no gain shown: the intervals of before and after overlap"
         if self.imitation is None:

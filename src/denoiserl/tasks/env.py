@@ -43,9 +43,9 @@ class Args(Settings):
     """Settings of the environment and the starting policy."""
 
     env: str = "metaworld:drawer-open-v3"
-    """environment; metaworld:TASK, pusht, pixels:ENV, a Gymnasium id, envpool:ID, my_file.py:make_env, or none"""
+    """environment; a Gymnasium id, metaworld:TASK, pusht, pixels:ENV, envpool:ID, my_file.py:make_env, none"""
     data: str | None = None
-    """data to learn from; demonstrations in a folder or file, or "none" (None: the environment's expert, if any)"""
+    """data to learn from; demonstrations in a folder or file, or none (None: the expert's)"""
     out_of_bounds_actions: Literal["error", "clip"] = "error"
     """actions outside the action space of the data or the environment"""
     exclude_episodes: str = ""

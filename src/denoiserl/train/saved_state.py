@@ -14,10 +14,15 @@ RESERVED = ("state", "start", "best", "last", "tb")
 
 
 def find_states(folder: Path | str) -> list[Path]:
-    """Return the paths of the saved states of a run and of its stages; none if there is no folder."""
+    """Return the paths of the saved states of a run and of its stages; none if there is no folder.
+
+    A subfolder with a ``run.json`` is a run of its own, and is left out.
+    """
     folder = Path(folder)
+    others = [p.parent for p in folder.rglob("run.json") if p.parent != folder]
     places = [folder, *(p for p in folder.rglob("*") if p.is_dir() and p.name not in RESERVED)]
-    return [p / "state" for p in places if store.exists(p / "state")]
+    own = [p for p in places if not any(p.is_relative_to(other) for other in others)]
+    return [p / "state" for p in own if store.exists(p / "state")]
 
 
 def count_durable_rows(folder: Path | str) -> int:

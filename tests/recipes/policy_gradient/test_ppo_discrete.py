@@ -19,7 +19,8 @@ from denoiserl.recipes.policy_gradient import ppo
 from denoiserl.tasks import policies
 from denoiserl.tasks.env import Args
 from denoiserl.train import Run
-from tests.recipes.kit import Heard, Spy, Tape, adam, agree, answer, descend, gae, scaled
+from tests.recipes import kit
+from tests.recipes.kit import Heard, Spy, Tape, adam, answer, descend, gae, scaled
 
 gymnasium = pytest.importorskip("gymnasium")
 
@@ -72,14 +73,14 @@ def test_three_epochs_are_those_of_the_paper() -> None:
         mean, std = seen.mean(0), (seen.var(0, correction=0) + 1e-8).sqrt()
         conds.append((ep.obs[t].to(seen) - mean) / std)
     cond, choice = torch.cat(conds), ep.chain.sample.flatten(0, 1)[:, 0, 0]
-    agree(ep.action.flatten(), choice + 2, where="actions are counted from the space's first")
+    kit.agree(ep.action.flatten(), choice + 2, where="actions are counted from the space's first")
 
     def log_p(z: torch.Tensor) -> torch.Tensor:
         return answer(actor.net, torch.zeros(len(z), 1, 1), 1.0, z)[:, 0].log_softmax(-1)
 
     with torch.no_grad():
         old = log_p(cond).gather(1, choice[:, None])[:, 0]
-        agree(ep.chain.log_prob.flatten(), old, where="log-probabilities of what was drawn")
+        kit.agree(ep.chain.log_prob.flatten(), old, where="log-probabilities of what was drawn")
         now, after = (v(((o - mean) / std).flatten(0, 1)).view(ep.done.shape) for o in (ep.obs, ep.next_obs))
         discount = A.gamma * (~ep.terminated).to(now)
         credit = gae(scaled(ep, A.gamma, {}), discount, now, after, ep.done, A.gae_lambda)
@@ -98,10 +99,10 @@ def test_three_epochs_are_those_of_the_paper() -> None:
         sides = [sides[0] + int((rho < 1 - A.clip_range).sum()), sides[1] + int((rho > 1 + A.clip_range).sum())]
         rows.append([loss.detach(), entropy.detach()])
         descend(opt, loss, A.max_grad_norm)
-    agree(spy.states[1]["policy"], spy.start["policy"].state_dict(), where="policy")
-    agree(spy.states[1]["baseline.net"], v.state_dict(), where="critic")
+    kit.agree(spy.states[1]["policy"], spy.start["policy"].state_dict(), where="policy")
+    kit.agree(spy.states[1]["baseline.net"], v.state_dict(), where="critic")
     found = torch.tensor(rows).mean(0)
-    agree(torch.tensor([row["loss/policy"], row["policy/entropy"]]), found, 1e-5, where="row")
+    kit.agree(torch.tensor([row["loss/policy"], row["policy/entropy"]]), found, 1e-5, where="row")
     assert min(sides) > 0, "the clip was met on both sides"
 
 

@@ -11,7 +11,7 @@ output: actions
 process: one-step
 likelihood: rescore
 
-A decision is drawn in one step, a ~ N(μ(s), σ²), where σ is learned and does not depend on the state; a discrete action
+A decision is drawn in one step, a ~ N(μ(s), σ²), where σ is learned and does not depend on the state. A discrete action
 is drawn from a categorical distribution. With Â from GAE,
 
     L = mean over decisions of −min(ρ Â, clip(ρ, 1 ± ε) Â) − c H,   ρ = π(a | s) / π_old(a | s)
