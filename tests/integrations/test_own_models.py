@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from denoiserl import tasks
+from denoiserl import Policy, Rng, tasks
 from denoiserl.cli import main
 from denoiserl.core.errors import RunError
+from denoiserl.core.serialization import store
+from denoiserl.recipes.generators import flow_grpo
 from denoiserl.tasks import generator, language
 from denoiserl.tasks.prompts_and_rewards import PromptList, load_prompts, load_reward, split_prompts, trial_rewards
 from denoiserl.train import Run
@@ -173,6 +175,44 @@ def test_a_saved_policy_draws_the_pictures_that_it_drew(sd3: str, tmp_path: Path
         one, generator.generate(generator.start(base, 0, Run()), base, 5, 3)[0]
     )
     assert set(task.evaluate(policy, 1, 2)) == {"reward"}
+
+
+def test_adapters_are_saved_alone_and_only_their_own_base_takes_them(sd3: str, tmp_path: Path) -> None:
+    base = small(sd3, lora=2)
+    policy = generator.start(base, 0, Run())
+    for p in policy.parameters():
+        p.data += 0.02
+    policy.save(tmp_path / "whole", frozen=True)
+    policy.save(tmp_path / "adapters")
+    whole, alone = ((tmp_path / name / store.TENSORS).stat().st_size for name in ("whole", "adapters"))
+    names = store.read(tmp_path / "adapters")["weights"]
+    assert alone < whole / 3 and any(".lora_" in n for n in names) and not any("base_layer" in n for n in names)
+    again = generator.restore(base, tmp_path / "adapters", torch.device("cpu"))
+    assert torch.equal(generator.generate(policy, base, 5, 2)[0], generator.generate(again, base, 5, 2)[0])
+    other = generator.start(base, 0, Run())
+    with torch.no_grad():
+        next(p for p in other.denoiser.parameters() if not p.requires_grad).add_(1)
+    with pytest.raises(
+        RunError, match="holds the trained weights alone, and the model that was given has other frozen"
+    ):
+        Policy.load(tmp_path / "adapters", other.denoiser.net.model, "cpu", other.codec.vae)
+
+
+def test_a_state_of_adapters_goes_on_exactly(sd3: str, tmp_path: Path) -> None:
+    base, args = small(sd3, lora=2), flow_grpo.Args(3, 2, 2, 1, batch_size=2, kl_coef=0.1, lr=1e-2)
+    task = generator.task(base)
+
+    def rows(run: Run, leave: int = 9) -> list[dict]:
+        policy = generator.start(base, 0, run)
+        with task.signal("reward", None, 0) as signal:
+            told = flow_grpo.improve(policy, signal, args, Rng(1), run)
+            return [row for _, row in zip(range(leave), told, strict=False)]
+
+    whole = rows(Run(tmp_path / "whole", every=1))
+    assert rows(Run(tmp_path / "half", every=1), 2) == whole[:2]  # left before its second save
+    assert rows(Run(tmp_path / "half", every=1)) == whole[1:]
+    state = (tmp_path / "half" / "state" / store.TENSORS).stat().st_size
+    assert state < 400_000, "the base is not in the state"
 
 
 def test_trials_do_not_depend_on_how_many_are_drawn_together(sd3: str) -> None:

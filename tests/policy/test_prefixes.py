@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from denoiserl import Diffusion, GaussianDenoiser, Policy, time_grid
 from denoiserl.core.errors import RunError
-from denoiserl.policy.weights import load_checked, strip_prefix
+from denoiserl.policy.state_dicts import load_checked, strip_prefix
 from denoiserl.processes import linear
 
 

@@ -34,7 +34,7 @@ from denoiserl.processes.tokens import check_rows
 class Policy:
     """A process, a denoiser's weights, and the steps of chains. Recipes improve it.
 
-        policy = Policy.load("runs/dppo-pusht-0/improve/best")
+        policy = Policy.load("runs/dppo-0/improve/best")
         action = policy.act(obs, rng)[0]                     # of one observation [o] as an environment gives it
         samples = policy.generate(cond, rng)                 # of conditions [B, ...], in data units
         for row in dppo.improve(policy, env, dppo.Args(), rng): ...
@@ -251,13 +251,16 @@ class Policy:
         """Restore all sets of weights."""
         self.weights.load_state_dict(state)
 
-    def save(self, path: str | Path) -> Path:
+    def save(self, path: str | Path, frozen: bool | None = None) -> Path:
         """Write the policy with its active weights to the folder ``path``: safetensors and JSON, atomically.
 
-        All weights are stored, frozen ones too, so that the folder is complete. A model with adapters is as large as
-        its base (24 GB for 12 billion parameters in bf16). Raise RunError if the active weights are "adapters off".
+        ``frozen``: store the frozen weights too, so that the folder is complete. None: yes, unless the weights name
+        their base (``policy.weights.base``, as in runs of ``--model``). With False, the adapters of a model are saved
+        alone: megabytes beside 24 GB for 12 billion parameters in bf16. They are loaded onto the same base, see
+        ``integrations.diffusers.load`` and ``integrations.transformers.load``; another one raises RunError. Raise
+        RunError if the active weights are "adapters off".
         """
-        return write_policy(self, Path(path))
+        return write_policy(self, Path(path), frozen)
 
     @classmethod
     def load(

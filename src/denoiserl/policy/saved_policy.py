@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.core.serialization import store
 from denoiserl.core.serialization.config import from_config, to_config
 from denoiserl.policy.codec import check_execution_horizon
-from denoiserl.policy.weights import AdapterOff, Weights, load_checked
+from denoiserl.policy.state_dicts import fingerprint, load_checked
+from denoiserl.policy.weights import AdapterOff, Weights
 from denoiserl.processes import StepTable
 
 KIND = "denoiserl policy"
@@ -33,7 +35,7 @@ FOREIGN = {
 """files in folders of other programs, and what opens these folders"""
 
 
-def write_policy(policy: Any, path: Path) -> Path:
+def write_policy(policy: Any, path: Path, frozen: bool | None = None) -> Path:
     """Write a ``Policy`` with its active weights to the folder ``path``: see ``Policy.save``."""
     denoiser = policy.denoiser
     if isinstance(denoiser, AdapterOff):
@@ -50,7 +52,18 @@ def write_policy(policy: Any, path: Path) -> Path:
         "codec": to_config(policy.codec),
         "weights": dict(denoiser.state_dict()),
     }
-    execute = check_execution_horizon(policy.weights.execute, policy.event_shape, policy.codec)
+    weights: Weights = policy.weights
+    if weights.base is not None:
+        tree["base"] = {"folder": weights.base}
+    if frozen is False or (frozen is None and weights.base is not None):
+        tensors, tree["weights"] = tree["weights"], weights.trainable_tensors(denoiser)
+        if not tree["weights"]:
+            raise RunError("nothing of this policy can learn, so nothing would be saved: save it with frozen=True")
+        rest = {k: v for k, v in tensors.items() if k not in tree["weights"]}
+        tree["base"] = {"folder": weights.base or "", "fingerprint": fingerprint(rest)}
+    if (settings := adapter_settings(denoiser)) is not None:
+        tree["adapters"] = settings
+    execute = check_execution_horizon(weights.execute, policy.event_shape, policy.codec)
     if execute is not None:
         tree["execute"] = execute
     if (control := policy.weights.control) is not None:
@@ -69,8 +82,9 @@ def read_policy(path: Path, net: nn.Module | None, part: nn.Module | None) -> tu
     if net is None:  # a network made here gets the saved precision; a given one keeps its own
         for name, own in denoiser.state_dict(keep_vars=True).items():
             own.data = own.data.to(tree["weights"].get(name, own).dtype)
-    load_checked(denoiser, tree["weights"])
     weights = Weights(denoiser)
+    load_checked(denoiser, _with_base(path, weights, tree))
+    weights.base = tree.get("base", {}).get("folder") or None
     try:
         weights.execute = check_execution_horizon(tree.get("execute"), tuple(tree["event"]), codec)
     except InvalidInputError as error:
@@ -83,13 +97,43 @@ def read_policy(path: Path, net: nn.Module | None, part: nn.Module | None) -> tu
     return from_config(tree["process"]), weights, tuple(tree["event"]), *plans, codec
 
 
+def _with_base(path: Path, weights: Weights, tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the saved weights, with those of the base that was given if the policy was saved without it.
+
+    Raise RunError for another base.
+    """
+    saved, base = tree["weights"], tree.get("base", {})
+    if "fingerprint" not in base:
+        return saved
+    own = weights.module.state_dict()
+    rest = {k: v for k, v in own.items() if k not in saved}
+    if len(rest) + len(saved) == len(own) and fingerprint(rest) == base["fingerprint"]:
+        return rest | saved
+    which = f", that of {base['folder']}" if base["folder"] else ""
+    adapters = " with the same adapters" if "adapters" in tree else ""
+    raise RunError(
+        f"{path} holds the trained weights alone, and the model that was given has other frozen ones: give the model "
+        f"that they were trained on{which}, in the same precision{adapters} (denoiserl.integrations.diffusers.load or "
+        "transformers.load makes these)"
+    )
+
+
+def adapter_settings(denoiser: nn.Module) -> str | None:
+    """Return peft's settings of the only adapters of a denoiser, as JSON; None if it has none, or several."""
+    configs = [c for m in denoiser.modules() for c in getattr(m, "peft_config", {}).values() if hasattr(c, "to_dict")]
+    if len({id(c) for c in configs}) != 1:
+        return None
+    settings = {k: sorted(v) if isinstance(v, set) else v for k, v in configs[0].to_dict().items()}
+    return json.dumps(settings, default=str, sort_keys=True)
+
+
 def _foreign(path: Path) -> str | None:
     """Describe a path of another program, and what opens it; None for others."""
     if path.is_file():
         if path.suffix == ".safetensors":
             return (
                 "a file of weights: make the network, and "
-                "denoiserl.policy.weights.load_checked(net, safetensors.torch.load_file(path))"
+                "denoiserl.policy.state_dicts.load_checked(net, safetensors.torch.load_file(path))"
             )
         return (
             "a file, and a policy is a folder. Pickles (.pt, .ckpt, .zip) are not opened here: load the weights with "

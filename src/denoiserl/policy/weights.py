@@ -7,8 +7,6 @@ Before LoRA has learned, "adapters off" is that reference and needs no memory.
 from __future__ import annotations
 
 import copy
-import itertools
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch import Tensor, nn
 
 from denoiserl.core.averages import update_average
 from denoiserl.core.errors import InvalidInputError, RunError, unknown_name_message
+from denoiserl.policy.state_dicts import check_same_shapes, load_checked, strip_prefix
 from denoiserl.processes.denoiser import Denoiser, Estimate
 
 
@@ -82,13 +81,16 @@ class Weights:
     """Named parameter sets of one denoiser. ``current`` is the module itself and the only one that learns.
 
     ``control``: the controller of samples (``denoiserl.policy.controller.Controller``), or None. ``execute``:
-    the execution horizon, actions of a chunk that are executed before the next decision (None: all).
+    the execution horizon, actions of a chunk that are executed before the next decision (None: all). ``base``: the
+    folder of the model that the frozen tensors come from; saved states then leave these tensors out. None: nothing is
+    left out.
     """
 
     def __init__(self, denoiser: Denoiser) -> None:
         self.module = denoiser
         self.control: nn.Module | None = None
         self.execute: int | None = None
+        self.base: str | None = None
         self.sets: dict[str, Denoiser] = {}
         self.shared: dict[str, list[nn.Parameter]] = {}
         """per set, the parameters that it shares with the module: those that were frozen at its snapshot"""
@@ -189,10 +191,12 @@ class Weights:
         self.version += 1
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all sets, by name. Frozen tensors are stored once, under current."""
-        named = {name: self._own(module) for name, module in self.sets.items() if not isinstance(module, AdapterOff)}
+        """Return all sets, by name. Frozen tensors are stored once, under current, or not at all: see ``base``."""
+        kept = {name: module for name, module in self.sets.items() if not isinstance(module, AdapterOff)}
+        named = {name: self.trainable_tensors(module) for name, module in kept.items()}
         free = [name for name, module in self.sets.items() if isinstance(module, AdapterOff)]
-        state = {"current": dict(self.module.state_dict()), "sets": named, "free": free, "version": self.version}
+        current = dict(self.module.state_dict()) if self.base is None else self.trainable_tensors(self.module)
+        state = {"current": current, "sets": named, "free": free, "version": self.version}
         if self.averages:
             state["averages"] = {name: dict(mean) for name, mean in self.averages.items()}
         return state if self.control is None else {**state, "control": dict(self.control.state_dict())}
@@ -203,14 +207,14 @@ class Weights:
         if other := [k for k, v in state["current"].items() if k in own and own[k].dtype != v.dtype]:
             was, now = state["current"][other[0]].dtype, own[other[0]].dtype
             raise RunError(f"{other[0]} was saved in {was} and is {now} here: give the network the precision it had")
-        load_checked(self.module, state["current"])
+        load_checked(self.module, state["current"] if self.base is None else self.with_frozen(state["current"]))
         for name in state["free"]:  # not _switch(): B is no longer zero
             if not (adapted := _adapted(self.module)):
                 raise RunError(f"{name!r} was saved as 'adapters off': put the same adapters on the network first")
             self._switched(name, adapted[0])
         for name, tensors in state["sets"].items():
             self._renew(name)
-            own = self._own(self._copy(name))
+            own = self.trainable_tensors(self._copy(name))
             tensors = strip_prefix(tensors, own)
             check_same_shapes(own, tensors, f"the set {name!r}")
             self.sets[name].load_state_dict(tensors, strict=False)
@@ -224,73 +228,12 @@ class Weights:
             load_checked(self.control, state["control"])
         self.version = int(state["version"])
 
-    def _own(self, module: nn.Module) -> dict[str, Tensor]:
-        """Return a set's own tensors: those of frozen parameters are the current module's."""
+    def with_frozen(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the ``trainable_tensors`` of a saved state with the frozen tensors of the current module."""
+        own, learns = self.module.state_dict(), self.trainable_tensors(self.module)
+        return {k: v for k, v in own.items() if k not in learns} | strip_prefix(tensors, learns)
+
+    def trainable_tensors(self, module: nn.Module) -> dict[str, Tensor]:
+        """Return the state of a set without the parameters that are frozen, which are those of the current module."""
         frozen = {n for n, p in self.module.named_parameters(remove_duplicate=False) if not p.requires_grad}
         return {k: v for k, v in module.state_dict().items() if k not in frozen}
-
-
-WRAPPERS = ("_orig_mod", "module")
-"""parts that ``torch.compile``, ``DataParallel`` and ``AveragedModel`` add to the names of a network"""
-
-
-def strip_prefix(tensors: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Return ``tensors`` under ``names`` if they differ by a prefix or a wrapper alone; else unchanged.
-
-    A prefix that all keys share (``module.``, ``ema_model.``, ``base_model.model.``) is dropped if more of ``names``
-    are found without it. The parts of a name in ``WRAPPERS`` are ignored at any depth, on both sides.
-    """
-    names = set(names)
-    best, found = tensors, len(names & tensors.keys())
-    own = _bare(names)
-    for depth in range(len(_prefix(tensors)) + 1):
-        if found == len(names):
-            break
-        keys = {key: key.split(".", depth)[-1] for key in tensors}
-        bare = _bare(keys.values())
-        for known in ({}, {key: own[short] for short, key in bare.items() if short in own}):
-            made = {known.get(key, key): tensors[full] for full, key in keys.items()}
-            if len(made) == len(tensors) and len(names & made.keys()) > found:
-                best, found = made, len(names & made.keys())
-    return best
-
-
-def _bare(names: Iterable[str]) -> dict[str, str]:
-    """Return names by their form without wrappers; names that share a form are left out."""
-    groups: dict[str, list[str]] = {}
-    for name in names:
-        groups.setdefault(".".join(part for part in name.split(".") if part not in WRAPPERS), []).append(name)
-    return {short: full[0] for short, full in groups.items() if len(full) == 1}
-
-
-def _prefix(names: Iterable[str]) -> list[str]:
-    """Return the leading parts that all names share, the last part of a name excepted."""
-    parts = [name.split(".")[:-1] for name in names]
-    same = zip(*parts, strict=False) if parts else ()
-    return [each[0] for each in itertools.takewhile(lambda each: len(set(each)) == 1, same)]
-
-
-def load_checked(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Load a state dict. A wrapper's prefix is dropped; raise RunError with names and shapes if the rest differs."""
-    own = module.state_dict()
-    tensors = strip_prefix(tensors, own)
-    check_same_shapes(own, tensors, "the network")
-    module.load_state_dict(tensors)
-
-
-def check_same_shapes(own: dict[str, Tensor], tensors: dict[str, Tensor], what: str) -> None:
-    """Raise RunError if the names or shapes of tensors differ from those of ``own``."""
-    missing, surplus = sorted(own.keys() - tensors.keys()), sorted(tensors.keys() - own.keys())
-    shapes = [
-        f"{k}: {tuple(tensors[k].shape)} instead of {tuple(own[k].shape)}"
-        for k in sorted(own.keys() & tensors.keys())
-        if own[k].shape != tensors[k].shape
-    ]
-    if missing or surplus or shapes:
-        first = f".{missing[0]}" if missing else ""
-        under = [key.removesuffix(first[1:]) for key in surplus if first and key.endswith(first)]
-        hint = f". They lie under the prefix {' or '.join(map(repr, under))}: give the tensors of one" if under else ""
-        raise RunError(
-            f"these weights belong to another network, or other parts of it are frozen ({what}): missing "
-            f"{missing[:5]}, surplus {surplus[:5]}, other shapes {shapes[:5]}{hint}"
-        )

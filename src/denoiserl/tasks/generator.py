@@ -102,7 +102,10 @@ def make_policy(base: Args, pipeline: Any) -> Policy:
 
     size = None if base.image_size is None else (base.image_size, base.image_size)
     policy = from_pipeline(pipeline, base.sampling_steps, size)
-    return lora(policy, base.lora, list(base.lora_targets)) if base.lora else policy
+    if base.lora:
+        policy = lora(policy, base.lora, list(base.lora_targets))
+        policy.weights.base = base.model  # saved policies and states hold the adapters alone
+    return policy
 
 
 def start(base: Args, seed: int, run: Run) -> Policy:

@@ -194,7 +194,10 @@ def make_policy(base: Args, model: Any) -> Policy:
         pad=tokenizer.pad_token_id,
         **decoder,
     )
-    return lora(policy, base.lora, base.lora_targets) if base.lora else policy
+    if base.lora:
+        policy = lora(policy, base.lora, base.lora_targets)
+        policy.weights.base = base.model  # saved policies and states hold the adapters alone
+    return policy
 
 
 def start(base: Args, seed: int, run: Run) -> Policy:

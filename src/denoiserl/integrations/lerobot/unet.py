@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from denoiserl.core.errors import InvalidInputError, RunError
 from denoiserl.integrations.lerobot.vision import VisionEncoder
 from denoiserl.nn.unet1d import UNet1D
-from denoiserl.policy.weights import strip_prefix
+from denoiserl.policy.state_dicts import strip_prefix
 
 LAST = 8
 """groups of the last normalisation, independent of the checkpoint's ``n_groups``"""
