@@ -162,7 +162,7 @@ def _consume(
                 shown.row(last)
     except KeyboardInterrupt as stop:
         message, again = "Stopped before the first save: nothing is kept.", "start again"
-        if find_states(run.folder):
+        if find_states(run.folder) or any(run.folder.glob("*/run.json")):  # of its own, or of the runs inside it
             message, again = "Stopped at once: the last save is kept.", "resume"
         message = str(stop) if isinstance(stop, Stopped) else message
         with contextlib.suppress(OSError):  # the terminal may be gone
